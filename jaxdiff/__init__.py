@@ -1,0 +1,43 @@
+"""Diffusion models in JAX: every number checked against an exact answer.
+
+``import jaxdiff`` gives the core, which needs nothing but JAX: processes, forward, predictions,
+timesteps, weightings, mixtures, denoisers, losses, samplers, likelihood. ``jaxdiff.nn``,
+``jaxdiff.data`` and ``jaxdiff.training`` are imported by name and need the extra ``[train]``.
+"""
+
+from jaxdiff import (
+    denoisers,
+    forward,
+    likelihood,
+    losses,
+    mixtures,
+    numerics,
+    predictions,
+    processes,
+    samplers,
+    timesteps,
+    typing,
+    weightings,
+)
+from jaxdiff.mixtures import Mixture
+from jaxdiff.samplers import Sampler, sample
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Mixture",
+    "Sampler",
+    "denoisers",
+    "forward",
+    "likelihood",
+    "losses",
+    "mixtures",
+    "numerics",
+    "predictions",
+    "processes",
+    "sample",
+    "samplers",
+    "timesteps",
+    "typing",
+    "weightings",
+]

@@ -1,0 +1,184 @@
+r"""Exact log-likelihood by the probability-flow ODE, and bits per dimension.
+
+The ODE whose flow has the marginals of the forward process (Song et al. 2021,
+arXiv:2011.13456, eq. 13) is a continuous normalising flow, so log-density changes along it by
+minus its divergence (Chen et al. 2018, arXiv:1806.07366, eq. 8).
+
+It is integrated in the angle theta = atan(sigma / alpha) and in y = x_t / sqrt(alpha^2 +
+sigma^2), where it reads, for every process,
+
+    y = cos(theta) x0 + sin(theta) eps,
+    dy / dtheta = v_hat = (cos(theta) y - x0_hat) / sin(theta),
+
+so that a schedule's kinks, an infinite slope of sigma at t = 0 and alpha = 0 at t_max do not
+enter: theta runs from nearly 0 to at most pi / 2. (y is Salimans & Ho 2022, arXiv:2202.00512,
+appendix D.) With r the root above,
+
+    log p(x) = log N(x_T; 0, variance(t_max) I) + int div(v_hat) dtheta + D log r_T / r_min.
+
+Two gaps to the density of the data are left, and neither is corrected for:
+
+* the *prior mismatch*: the model starts from the Gaussian above, which q(x_T) is only nearly.
+  On N(1.5, 0.25) it costs at worst 0.045 nats a dimension for `vp`, 0.09 for `edm`, 0.14 for
+  `ve`, and nothing where alpha(t_max) = 0 (`flow`, `cosine`).
+* *t_min*: the density is that of q(x_{t_min}), evaluated at x. It differs from that of the
+  data by the noise left, sigma(t_min), 1e-3 of the data's scale by default.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff import numerics
+from jaxdiff.processes import Process
+from jaxdiff.typing import Array, Denoiser, Key
+
+NOISE_LEFT = 1e-3
+"""The default `t_min` is the time at which sigma / alpha is this."""
+
+
+def default_t_min(process: Process) -> Array:
+    """Return the time at which sigma / alpha is :data:`NOISE_LEFT`, or 0 if it never is so low.
+
+    About 1e-5 for `vp`, 0.001 for `edm` and `flow`, 0.0006 for `cosine`, 0.005 for `sub_vp`,
+    and 0 for `ve` whose sigma(0) is 0.01 already.
+    """
+    level = jnp.asarray(-2.0 * math.log(NOISE_LEFT), float)
+    return jnp.maximum(process.time_of_log_snr(level), 0.0)
+
+
+def log_prob(
+    process: Process,
+    denoise: Denoiser,
+    x: Array,
+    *,
+    key: Key | None = None,
+    num_probes: int | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    t_min: Any = None,
+    max_steps: int = 4096,
+) -> tuple[Array, Array]:
+    """Return the log-likelihood of data under the probability-flow ODE of a denoiser.
+
+    Each row is solved by itself, with its own adaptive steps (Tsit5), so rows do not change
+    each other; the denoiser still sees a leading batch axis, of 1.
+
+    Args:
+        process: the forward process.
+        denoise: the denoiser.
+        x: data (B, ...), D numbers each.
+        key: one key or `(B,)` row keys; needed by `num_probes`, consumed.
+        num_probes: None takes the exact divergence, D tangents an evaluation; a number takes
+            Hutchinson's unbiased estimate with so many Rademacher probes a row, drawn once for
+            the whole path.
+        rtol: relative tolerance of a step.
+        atol: absolute tolerance of a step.
+        t_min: where the path starts, in [0, t_max); by default :func:`default_t_min`.
+        max_steps: of the solver; more is an error.
+
+    Returns:
+        (log p(x) in nats (B,), x_T (B, ...), the end of the path).
+
+    Raises:
+        TypeError: if `x` holds integers.
+        ValueError: if `num_probes` is less than 1 or lacks a key, or `t_min` is out of range.
+
+    Source: Song et al. 2021 (arXiv:2011.13456), section 4.3 and appendix D.2.
+    """
+    import diffrax  # here, so that only likelihoods pay for it
+
+    x = numerics.as_float(x, "x")
+    t_min = default_t_min(process) if t_min is None else t_min
+    known, t_max = numerics.concrete(t_min), numerics.concrete(process.t_max)
+    if known is not None and t_max is not None and not 0.0 <= known < t_max:
+        raise ValueError(f"`t_min` must lie in [0, t_max) = [0, {t_max:g}); got {t_min}.")
+    noise = numerics.known_value(process.sigma, t_min)
+    if noise is not None and noise == 0.0:
+        raise ValueError(f"`t_min` must be a time with noise; got {t_min}, where sigma is 0.")
+    probes = _draw_probes(key, num_probes, x)
+    ends = jnp.stack([jnp.asarray(t, x.dtype) for t in (t_min, process.t_max)])
+    alphas, sigmas = process.alpha(ends), process.sigma(ends)
+    start, stop = jnp.arctan2(sigmas, alphas)
+    radius, radius_T = jnp.hypot(alphas, sigmas)  # noqa: N806
+
+    def vector_field(
+        theta: Any, state: tuple[Array, Array], row_probes: Any
+    ) -> tuple[Array, Array]:
+        cos, sin = jnp.cos(theta), jnp.sin(theta)
+        smallest = jnp.finfo(x.dtype).tiny  # cos(pi / 2) may round to less than 0
+        log_snr = 2.0 * jnp.log(jnp.maximum(cos, smallest) / sin)
+        t = jnp.clip(process.time_of_log_snr(log_snr), ends[0], ends[1])
+        scale = jnp.hypot(process.alpha(t), process.sigma(t))
+
+        def v_hat(y: Array) -> Array:
+            x0_hat = denoise((scale * y)[None], t)[0]
+            return (cos * y - x0_hat.astype(y.dtype)) / sin
+
+        if row_probes is None:
+            return numerics.divergence(v_hat, state[0])
+        return numerics.hutchinson_divergence(v_hat, state[0], row_probes)
+
+    def solve(row: Array, row_probes: Any) -> tuple[Array, Array]:
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(vector_field),
+            diffrax.Tsit5(),
+            start,
+            stop,
+            dt0=None,
+            y0=(row / radius, jnp.zeros((), row.dtype)),
+            args=row_probes,
+            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+            max_steps=max_steps,
+        )
+        y_T, growth = jax.tree.map(lambda leaf: leaf[-1], solution.ys)  # noqa: N806
+        return growth, radius_T * y_T
+
+    growth, x_T = jax.vmap(solve)(x, probes)  # noqa: N806
+    growth += math.prod(x.shape[1:]) * jnp.log(radius_T / radius)
+    return _log_prior(process, x_T) + growth, x_T
+
+
+def _draw_probes(key: Key | None, num_probes: int | None, x: Array) -> Array | None:
+    if num_probes is None:
+        return None
+    if num_probes < 1:
+        raise ValueError(f"`num_probes` must be at least 1, or None; got {num_probes}.")
+    if key is None:
+        raise ValueError("`key` must be given where `num_probes` is: the probes are random.")
+    shape = (x.shape[0], num_probes, *x.shape[1:])
+    return numerics.rademacher(key, jnp.empty(shape, x.dtype))
+
+
+def _log_prior(process: Process, x_T: Array) -> Array:  # noqa: N803
+    """Log N(x_T; 0, variance(t_max) I) of each row."""
+    variance = process.variance(jnp.asarray(process.t_max, x_T.dtype))
+    flat = x_T.reshape(x_T.shape[0], -1)
+    log_norm = 0.5 * flat.shape[1] * jnp.log(2.0 * jnp.pi * variance)
+    return -0.5 * jnp.sum(flat**2, axis=1) / variance - log_norm
+
+
+def bits_per_dim(log_prob: Array, num_dims: int, bin_width: Any) -> Array:
+    """Turn log-densities of dequantised data into bits per dimension of the quantised data.
+
+    -(log p + D log w) / (D log 2): with uniform dequantisation, an upper bound in expectation on
+    that of the discrete model that gives a bin its mass (Theis et al. 2016, arXiv:1511.01844,
+    eq. 5).
+
+    Args:
+        log_prob: nats (B,), of densities in the units of x.
+        num_dims: D, the numbers in one example.
+        bin_width: w, the width of a quantisation bin in the units of x; 2 / 256 for 8-bit images
+            scaled to [-1, 1].
+
+    Raises:
+        ValueError: if `num_dims` < 1 or `bin_width` is known and not positive.
+    """
+    if num_dims < 1:
+        raise ValueError(f"`num_dims` must be at least 1; got {num_dims}.")
+    known = numerics.concrete(bin_width)
+    if known is not None and not known > 0:
+        raise ValueError(f"`bin_width` must be positive; got {bin_width}.")
+    return -(log_prob + num_dims * jnp.log(bin_width)) / (num_dims * math.log(2.0))

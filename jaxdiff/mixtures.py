@@ -1,0 +1,165 @@
+r"""The oracle: Gaussian mixtures, which the forward process leaves Gaussian mixtures.
+
+If p(x_0) = sum_k w_k N(x_0; mu_k, S_k) then, at every time,
+
+    q(x_t)         = sum_k w_k N(x_t; alpha mu_k, C_k),           C_k = alpha^2 S_k + sigma^2 I
+    E[x_0 | x_t]   = sum_k r_k(x_t) (mu_k + alpha S_k C_k^{-1} (x_t - alpha mu_k)),
+
+with r_k the responsibilities. Density, score, denoiser and hence the probability flow are
+closed forms, against which every sampler, loss and likelihood of this library is checked.
+
+Source: Bishop 2006, Pattern Recognition and Machine Learning, eqs. 2.115-2.117 for each
+component and 9.13 for the responsibilities.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.scipy.special import logsumexp
+
+from jaxdiff import numerics
+from jaxdiff.processes import Process
+from jaxdiff.typing import Array, Denoiser, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """A mixture of K Gaussians in D dimensions; a pytree of its three arrays.
+
+    Attributes:
+        weights: (K,), non-negative, summing to 1.
+        means: (K, D).
+        covariances: (K, D, D), symmetric and positive semi-definite; densities and scores need
+            them definite, which any noise makes them.
+
+    Raises:
+        ValueError: if the shapes do not fit, or known weights are negative or do not sum to 1,
+            or known covariances are not symmetric.
+    """
+
+    weights: Array
+    means: Array
+    covariances: Array
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            array = numerics.as_float(getattr(self, field.name), field.name)
+            object.__setattr__(self, field.name, array)
+        if self.weights.ndim != 1 or self.weights.shape[0] == 0:
+            raise ValueError(f"`weights` must have shape (K,); got {self.weights.shape}.")
+        num_components = self.weights.shape[0]
+        if self.means.ndim != 2 or self.means.shape[0] != num_components:
+            raise ValueError(
+                f"`means` must have shape (K, D) with K={num_components}; got {self.means.shape}."
+            )
+        wanted = (num_components, self.num_dims, self.num_dims)
+        if self.covariances.shape != wanted:
+            raise ValueError(
+                f"`covariances` must have shape (K, D, D) = {wanted}; got {self.covariances.shape}."
+            )
+        weights = numerics.concrete(self.weights)
+        if weights is not None and not (weights.min() >= 0 and abs(weights.sum() - 1) < 1e-5):
+            raise ValueError(
+                f"`weights` must be non-negative and sum to 1; got {weights}, sum {weights.sum()}."
+            )
+        matrices = numerics.concrete(self.covariances)
+        if matrices is not None and not np.allclose(matrices, matrices.swapaxes(1, 2), rtol=1e-4):
+            raise ValueError("`covariances` must be symmetric matrices.")
+
+    @property
+    def num_dims(self) -> int:
+        """D."""
+        return self.means.shape[1]
+
+    def log_prob(self, x: Array) -> Array:
+        """Return log p(x) in nats, shape (...), for x (..., D)."""
+        logits, _, _ = self._components(x)
+        return logsumexp(logits, axis=0).reshape(jnp.shape(x)[:-1])
+
+    def score(self, x: Array) -> Array:
+        """Return grad log p(x), (..., D), for x (..., D)."""
+        logits, deviations, factors = self._components(x)
+        shares = jax.nn.softmax(logits, axis=0)
+        pulls = jax.vmap(_solve)(factors, deviations)
+        return -jnp.sum(shares[:, :, None] * pulls, axis=0).reshape(jnp.shape(x))
+
+    def sample(self, key: Key, n: int) -> Array:
+        """Draw n points, (n, D); point i depends on (key, i) only."""
+        key_component, key_noise = numerics.split(key)
+        rows = numerics.row_keys(key_component, n)
+        component = jax.vmap(lambda row: jax.random.categorical(row, jnp.log(self.weights)))(rows)
+        noise = numerics.normal(key_noise, self.means[component])
+        values, vectors = jnp.linalg.eigh(self.covariances)  # exists where Cholesky does not
+        roots = vectors * jnp.sqrt(jnp.maximum(values, 0.0))[:, None, :]
+        return self.means[component] + jnp.einsum("nij,nj->ni", roots[component], noise)
+
+    def diffuse(self, process: Process, t: Array) -> "Mixture":
+        """Return the mixture that q(x_t) is at one time t, shape ()."""
+        t = numerics.as_time(t).astype(self.means.dtype)
+        if t.ndim != 0:
+            raise ValueError(f"`t` must be one time, shape (); got {t.shape}.")
+        noise = process.variance(t) * jnp.eye(self.num_dims, dtype=self.means.dtype)
+        alpha = process.alpha(t)
+        return _make(self.weights, alpha * self.means, alpha**2 * self.covariances + noise[None])
+
+    def denoiser(self, process: Process) -> Denoiser:
+        """Return the exact denoiser E[x_0 | x_t], for x_t (B, D) and t of shape () or (B,).
+
+        Where sigma is 0 it needs definite covariances, and returns x_t / alpha.
+        """
+
+        def at_one_time(x_t: Array, t: Array) -> Array:
+            logits, deviations, factors = self.diffuse(process, t)._components(x_t)
+            shares = jax.nn.softmax(logits, axis=0)
+            pulls = jax.vmap(_solve)(factors, deviations)
+            alpha = process.alpha(t.astype(self.means.dtype))
+            moves = alpha * jnp.einsum("kij,knj->kni", self.covariances, pulls)
+            means = jnp.sum(shares[:, :, None] * (self.means[:, None, :] + moves), axis=0)
+            return means.reshape(x_t.shape)
+
+        def denoise(x_t: Array, t: Array) -> Array:
+            t = numerics.as_time(t)
+            if t.ndim == 0:
+                return at_one_time(x_t, t)
+            numerics.expand_like(t, x_t)
+            return jax.vmap(at_one_time)(x_t, t)
+
+        return denoise
+
+    def _components(self, x: Array) -> tuple[Array, Array, Array]:
+        """Log of weight times density (K, N), deviations (K, N, D), Cholesky factors (K, D, D)."""
+        x = numerics.as_float(x, "x")
+        if x.ndim == 0 or x.shape[-1] != self.num_dims:
+            raise ValueError(f"`x` must have shape (..., D) with D={self.num_dims}; got {x.shape}.")
+        deviations = x.reshape(1, -1, self.num_dims) - self.means[:, None, :]
+        factors = jnp.linalg.cholesky(self.covariances)
+        whitened = jax.vmap(lambda f, d: solve_triangular(f, d.T, lower=True))(factors, deviations)
+        log_det = jnp.sum(jnp.log(jnp.diagonal(factors, axis1=1, axis2=2)), axis=1)
+        offsets = jnp.log(self.weights) - log_det - 0.5 * self.num_dims * jnp.log(2.0 * jnp.pi)
+        return offsets[:, None] - 0.5 * jnp.sum(whitened**2, axis=1), deviations, factors
+
+
+def _solve(factor: Array, deviations: Array) -> Array:
+    return cho_solve((factor, True), deviations.T).T
+
+
+def _make(*leaves: Any) -> Mixture:
+    """Build a mixture without its checks: leaves may be anything that a pytree may hold."""
+    mixture = object.__new__(Mixture)
+    for field, leaf in zip(dataclasses.fields(Mixture), leaves, strict=True):
+        object.__setattr__(mixture, field.name, leaf)
+    return mixture
+
+
+jax.tree_util.register_pytree_with_keys(
+    Mixture,
+    lambda m: (
+        [(jax.tree_util.GetAttrKey(f.name), getattr(m, f.name)) for f in dataclasses.fields(m)],
+        None,
+    ),
+    lambda _, leaves: _make(*leaves),
+)

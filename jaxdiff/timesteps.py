@@ -1,0 +1,263 @@
+r"""Times: grids for sampling, from noise down to data, and draws for training.
+
+**Grids** are decreasing arrays of `num_steps` + 1 times, from t_max (or `t_start`) down to
+`t_end`. They are plain traced arrays: another grid of the same length compiles nothing anew.
+
+**Draws** are functions (key, process, B) -> times (B,) in (0, t_max], never 0. Example i of the
+global batch gets its own; a stratified draw spreads u = (u_0 + i / B) mod 1 over the *global*
+batch (Kingma et al. 2021, arXiv:2107.00630, appendix I.1), which lowers the variance of the loss.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.stats import norm
+
+from jaxdiff import numerics
+from jaxdiff.processes import Process
+from jaxdiff.typing import Array, Key
+
+Draw: TypeAlias = Callable[[Key, Process, int], Array]
+"""(key, process, B) -> training times (B,) in (0, t_max]."""
+
+INFINITE_START = -10.0
+"""Where log-SNR is -inf at the start, :func:`log_snr` goes on from here: sigma/alpha = 148."""
+
+
+# --- Grids ----------------------------------------------------------------------------------
+
+
+def uniform(process: Process, num_steps: int, t_end: Any = 0.0, t_start: Any = None) -> Array:
+    """Return times in equal steps.
+
+    Args:
+        process: supplies t_max, the default start.
+        num_steps: N >= 1.
+        t_end: the last time, in [0, t_start).
+        t_start: the first time, in (0, t_max].
+
+    Returns:
+        Decreasing times (N + 1,).
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+    t_start = _check_ends(process, num_steps, t_end, t_start)
+    return _between(t_start, t_end, lambda: jnp.linspace(t_start, t_end, num_steps + 1))
+
+
+def quadratic(process: Process, num_steps: int, t_end: Any = 0.0, t_start: Any = None) -> Array:
+    """Return times whose square roots are in equal steps: denser towards the data.
+
+    Args and errors are those of :func:`uniform`.
+
+    Source: Song et al. 2021 (arXiv:2010.02502), appendix D.2.
+    """
+    t_start = _check_ends(process, num_steps, t_end, t_start)
+    roots = jnp.sqrt(jnp.asarray(t_start, float)), jnp.sqrt(jnp.asarray(t_end, float))
+    return _between(t_start, t_end, lambda: jnp.linspace(*roots, num_steps + 1) ** 2)
+
+
+def log_snr(process: Process, num_steps: int, t_end: Any = 1e-3, t_start: Any = None) -> Array:
+    """Return times in equal steps of log-SNR.
+
+    Where log-SNR is -inf at the start (flow, cosine, zero terminal SNR) the first step leaves
+    t_start and the other nodes are in equal steps from :data:`INFINITE_START`, or from the
+    log-SNR of `t_end` less 10 if that is lower.
+
+    Args and errors are those of :func:`uniform`; log-SNR must be finite at `t_end`.
+
+    Source: Lu et al. 2022 (arXiv:2206.00927), section 3.3.
+    """
+    t_start = _check_ends(process, num_steps, t_end, t_start)
+    first = process.log_snr(jnp.asarray(t_start, float))
+    last = process.log_snr(jnp.asarray(t_end, float))
+    known = numerics.concrete(last)
+    if known is not None and np.isinf(known):
+        raise ValueError(
+            f"`t_end` must have a finite log-SNR; got t_end={t_end}, where sigma is 0. "
+            f"Take a small positive time and append 0 if the grid is to end there."
+        )
+    infinite = jnp.isneginf(first)
+    nodes = jnp.linspace(jnp.where(infinite, 0.0, first), last, num_steps + 1)
+    low = jnp.minimum(INFINITE_START, last - 10.0)
+    rest = jnp.concatenate([jnp.full(1, low), jnp.linspace(low, last, num_steps)])
+    nodes = jnp.where(infinite, rest, nodes)
+    return _between(t_start, t_end, lambda: process.time_of_log_snr(nodes))
+
+
+def karras(
+    process: Process, num_steps: int, sigma_min: Any, sigma_max: Any, rho: float = 7.0
+) -> Array:
+    """Return the times of EDM's noise levels sigma/alpha, then 0.
+
+    Args:
+        process: turns noise levels into times.
+        num_steps: N >= 1: as many levels, from `sigma_max` down to `sigma_min`, then t = 0.
+        sigma_min: the lowest level, positive.
+        sigma_max: the highest level, one that the process reaches.
+        rho: the larger, the denser towards the data.
+
+    Returns:
+        Decreasing times (N + 1,).
+
+    Raises:
+        ValueError: if an argument is out of range or the process has no such levels.
+
+    Source: Karras et al. 2022 (arXiv:2206.00364), eq. 5.
+    """
+    _check_num_steps(num_steps)
+    low, high = numerics.concrete(sigma_min), numerics.concrete(sigma_max)
+    if low is not None and high is not None and not 0.0 < low <= high < np.inf:
+        raise ValueError(
+            "`sigma_min` and `sigma_max` must satisfy 0 < sigma_min <= sigma_max < inf; "
+            f"got {sigma_min} and {sigma_max}."
+        )
+    high_root, low_root = (jnp.asarray(s, float) ** (1.0 / rho) for s in (sigma_max, sigma_min))
+    levels = jnp.linspace(high_root, low_root, num_steps) ** rho
+    times = process.time_of_log_snr(-2.0 * jnp.log(levels))
+    known, t_max = numerics.concrete(times), numerics.concrete(process.t_max)
+    reached = known is None or t_max is None or np.all((known > 0) & (known <= t_max * 1.00001))
+    if not reached:
+        raise ValueError(
+            "`sigma_min` and `sigma_max` must be noise levels sigma/alpha that the process "
+            f"reaches at times in (0, {t_max:g}]; got {sigma_min} and {sigma_max}."
+        )
+    times = jnp.minimum(times, process.t_max)
+    return jnp.concatenate([times, jnp.zeros(1, times.dtype)])
+
+
+def check_grid(ts: Any, *, decreasing: bool = True) -> Array:
+    """Return a time grid as an array after checking what can be known of it.
+
+    Args:
+        ts: (N + 1,) times, N >= 1; equal neighbours are allowed.
+        decreasing: whether it must fall, from noise to data, or rise.
+
+    Raises:
+        TypeError: if it holds no real numbers.
+        ValueError: if it has another rank, NaN, a negative time or runs the wrong way.
+    """
+    ts = jnp.asarray(ts)
+    if not jnp.issubdtype(ts.dtype, jnp.floating):
+        raise TypeError(f"`ts` must hold floating-point times; got {ts.dtype}.")
+    if ts.ndim != 1 or ts.shape[0] < 2:
+        raise ValueError(f"`ts` must be a vector of at least 2 times; got shape {ts.shape}.")
+    known = numerics.concrete(ts)
+    if known is None:
+        return ts
+    if not np.isfinite(known).all() or known.min() < 0.0:
+        raise ValueError(f"`ts` must hold finite times >= 0; got {known}.")
+    steps = np.diff(known) if decreasing else -np.diff(known)
+    if (steps > 0).any():
+        wrong = int(np.argmax(steps > 0))
+        way = "decrease from noise to data" if decreasing else "increase from data to noise"
+        raise ValueError(
+            f"`ts` must {way}; got ts[{wrong}]={known[wrong]:g} then "
+            f"ts[{wrong + 1}]={known[wrong + 1]:g}. Reverse it?"
+        )
+    return ts
+
+
+def _between(t_start: Any, t_end: Any, make: Callable[[], Array]) -> Array:
+    """Put the exact ends on a grid that rounding may have moved off them."""
+    return make().at[0].set(t_start).at[-1].set(t_end)
+
+
+def _check_num_steps(num_steps: int) -> None:
+    if num_steps < 1:
+        raise ValueError(f"`num_steps` must be at least 1; got {num_steps}.")
+
+
+def _check_ends(process: Process, num_steps: int, t_end: Any, t_start: Any) -> Any:
+    """Check the arguments of a grid; return its first time."""
+    _check_num_steps(num_steps)
+    t_start = process.t_max if t_start is None else t_start
+    end, start, t_max = (numerics.concrete(t) for t in (t_end, t_start, process.t_max))
+    if start is not None and t_max is not None and not 0.0 < start <= t_max:
+        raise ValueError(f"`t_start` must lie in (0, t_max] = (0, {t_max:g}]; got {t_start}.")
+    if end is not None and not end >= 0.0:
+        raise ValueError(f"`t_end` must lie in [0, t_start); got {t_end}.")
+    if end is not None and start is not None and not end < start:
+        raise ValueError(f"`t_end` must lie in [0, t_start) = [0, {start:g}); got {t_end}.")
+    return t_start
+
+
+# --- Draws ----------------------------------------------------------------------------------
+
+
+def stratified(num_rows: int, key: Key) -> Array:
+    """Return (u_0 + i / B) mod 1 for the rows i of the global batch, shape (B,), as 1 - u > 0."""
+    rows, total = numerics.row_numbers(num_rows)
+    u = (jax.random.uniform(key) + rows / total) % 1.0
+    return 1.0 - u
+
+
+def draw_uniform() -> Draw:
+    """Draw times independently and uniformly from (0, t_max]."""
+
+    def draw(key: Key, process: Process, num_rows: int) -> Array:
+        return process.t_max * (1.0 - numerics.uniform(key, num_rows))
+
+    return draw
+
+
+def draw_stratified() -> Draw:
+    """Draw times uniformly from (0, t_max], spread evenly over the batch."""
+
+    def draw(key: Key, process: Process, num_rows: int) -> Array:
+        return process.t_max * stratified(num_rows, key)
+
+    return draw
+
+
+def draw_log_normal(mean: float = -1.2, std: float = 1.2) -> Draw:
+    """Draw noise levels with log(sigma / alpha) ~ N(mean, std^2), spread evenly over the batch.
+
+    Times past the ends of the process are moved to them.
+
+    Raises:
+        ValueError: if `std` is known and not positive.
+
+    Source: Karras et al. 2022 (arXiv:2206.00364), table 1.
+    """
+    known = numerics.concrete(std)
+    if known is not None and not known > 0:
+        raise ValueError(f"`std` must be positive; got {std}.")
+
+    def draw(key: Key, process: Process, num_rows: int) -> Array:
+        level = mean + std * norm.ppf(_inside(stratified(num_rows, key)))
+        return _times_of(process, -2.0 * level)
+
+    return draw
+
+
+def draw_log_snr(low: float, high: float) -> Draw:
+    """Draw times with log-SNR uniform on [low, high], spread evenly over the batch.
+
+    Times past the ends of the process are moved to them. With a loss on eps this is the
+    variational bound up to a factor (Kingma et al. 2021, arXiv:2107.00630, eq. 18).
+
+    Raises:
+        ValueError: if `low` is not below `high`.
+    """
+    if not low < high:
+        raise ValueError(f"`low` must be below `high`; got {low} and {high}.")
+
+    def draw(key: Key, process: Process, num_rows: int) -> Array:
+        return _times_of(process, low + (high - low) * stratified(num_rows, key))
+
+    return draw
+
+
+def _inside(u: Array) -> Array:
+    """Keep u out of the infinite quantile at 1."""
+    return jnp.minimum(u, 1.0 - jnp.finfo(u.dtype).epsneg)
+
+
+def _times_of(process: Process, log_snr: Array) -> Array:
+    smallest = jnp.finfo(log_snr.dtype).eps * process.t_max
+    return jnp.clip(process.time_of_log_snr(log_snr), smallest, process.t_max)
