@@ -1,0 +1,1 @@
+"""Training: state, update, parallel modes, checkpoints and the loop."""

@@ -1,0 +1,99 @@
+"""The folders of a run's checkpoints, one a step, and the renames that keep each of them whole.
+
+::
+
+    500/         committed: sealed by `checksums`
+    510.tmp/     being written, or being deleted
+    490.corrupt/ found damaged, put aside when step 490 was saved anew
+
+A folder is written under its `.tmp` name, sealed, and then renamed; deletion goes the other way:
+renamed first, then emptied. So a folder with a plain number is whole whenever the process dies.
+"""
+
+import re
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from jaxdiff.training.checksums import find_damage, flush, seal
+
+_COMMITTED = re.compile(r"0|[1-9][0-9]*")
+_STAGED = re.compile(r"[0-9]+\.tmp")
+_LEFT_OVER = re.compile(r"[0-9]+\..*tmp.*")  # orbax's own temporary names as well
+
+
+def steps(directory: Path) -> list[int]:
+    """List the committed steps, oldest first, without verifying them."""
+    if not directory.is_dir():
+        return []
+    folders = (path for path in directory.iterdir() if path.is_dir())
+    return sorted(int(path.name) for path in folders if _COMMITTED.fullmatch(path.name))
+
+
+def leftovers(directory: Path) -> list[Path]:
+    """List what an unfinished save or deletion left behind."""
+    if not directory.is_dir():
+        return []
+    return sorted(path for path in directory.iterdir() if _LEFT_OVER.fullmatch(path.name))
+
+
+def staged(directory: Path, step: int) -> Path:
+    """Name the folder in which a step is written."""
+    return directory / f"{step}.tmp"
+
+
+def commit(directory: Path, step: int) -> str | None:
+    """Seal a staged folder and give it its plain name.
+
+    A sound folder of that name stays, and the staged one is left to `prune`; a damaged one is
+    put aside. Killed between these two renames, the run has its earlier checkpoints.
+
+    Args:
+        directory: holds one folder a step.
+        step: the one that was staged.
+
+    Returns:
+        What was found in the place, for the user; None if it was free.
+    """
+    folder, message = directory / str(step), None
+    seal(staged(directory, step))
+    if folder.exists():
+        damage = find_damage(folder)
+        if damage is None:
+            return f"{folder} already holds a sound checkpoint; it is kept."
+        aside, count = directory / f"{step}.corrupt", 1
+        while aside.exists():
+            count += 1
+            aside = directory / f"{step}.corrupt-{count}"
+        folder.rename(aside)
+        message = f"{folder} is {damage}; moved to {aside}."
+    staged(directory, step).rename(folder)
+    flush(directory)
+    return message
+
+
+def prune(
+    directory: Path,
+    newest: int,
+    *,
+    keep_last: int,
+    keep_every: int | None,
+    spare: Collection[int] = (),
+) -> None:
+    """Delete old checkpoints and what unfinished saves left.
+
+    Args:
+        directory: holds one folder a step; nothing is being staged in it.
+        newest: the step just committed. Later ones belong to a run that was rewound: they stay.
+        keep_last: how many steps up to `newest` stay.
+        keep_every: multiples of this step stay.
+        spare: damaged steps: neither counted nor deleted.
+    """
+    candidates = [step for step in steps(directory) if step <= newest and step not in spare]
+    for step in candidates[:-keep_last]:
+        if keep_every is None or step % keep_every:
+            shutil.rmtree(staged(directory, step), ignore_errors=True)
+            (directory / str(step)).rename(staged(directory, step))
+    for path in directory.iterdir():
+        if _STAGED.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,111 @@
+import equinox
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import MIXTURE, NO_SIGNAL_AT_END, PROCESSES
+
+from jaxdiff import denoisers, predictions, processes
+
+X_T = jax.random.normal(jax.random.key(0), (4, 2))
+VP = processes.vp()
+
+
+@pytest.mark.parametrize("kind", predictions.KINDS)
+@pytest.mark.parametrize("name", ["vp", "flow", "edm", "zero_snr"])
+def test_a_network_of_any_kind_gives_the_exact_denoiser(name, kind):
+    process = PROCESSES[name]
+    exact = MIXTURE.denoiser(process)
+
+    def network(x_t, t):
+        return predictions.convert(process, "x0", kind, exact(x_t, t), x_t, t)
+
+    denoise = denoisers.from_network(network, process, kind)
+    t = jnp.asarray(0.4 * process.t_max)
+    np.testing.assert_allclose(denoise(X_T, t), exact(X_T, t), rtol=1e-8)
+    rows = denoise(X_T, jnp.full(4, t))
+    np.testing.assert_allclose(rows, exact(X_T, t), rtol=1e-8)
+
+
+def test_edm_preconditioning_is_the_published_one():
+    process, sigma_data = processes.edm(), 0.5
+
+    def network(x, c_noise):
+        return jnp.sin(x) + c_noise
+
+    sigma = jnp.asarray(1.7)
+    total = sigma**2 + sigma_data**2
+    c_noise = jnp.log(sigma) / 4
+    expected = sigma_data**2 / total * X_T + sigma * sigma_data / jnp.sqrt(total) * network(
+        X_T / jnp.sqrt(total), c_noise
+    )
+    denoise = denoisers.edm_preconditioned(network, process, sigma_data)
+    np.testing.assert_allclose(denoise(X_T, sigma), expected, rtol=1e-13)
+    # Any process at the same noise level is the same denoiser of x_t / alpha.
+    t = VP.time_of_log_snr(-2 * jnp.log(sigma))
+    on_vp = denoisers.edm_preconditioned(network, VP, sigma_data)(VP.alpha(t) * X_T, t)
+    np.testing.assert_allclose(on_vp, expected, rtol=1e-10)
+
+
+def test_clip_limits_x0():
+    denoise = denoisers.from_network(lambda x, t: 5.0 * x, VP, "x0", clip=1.0)
+    assert jnp.abs(denoise(X_T, 0.5)).max() == 1.0
+
+
+def test_a_bfloat16_network_leaves_float32():
+    x_t = X_T.astype(jnp.float32)
+    for denoise in (
+        denoisers.from_network(lambda x, t: x.astype(jnp.bfloat16), VP, "v"),
+        denoisers.edm_preconditioned(lambda x, t: x.astype(jnp.bfloat16), VP),
+    ):
+        assert denoise(x_t, jnp.float32(0.5)).dtype == jnp.float32
+
+
+class Linen(flax.linen.Module):
+    @flax.linen.compact
+    def __call__(self, x, t):
+        return flax.linen.Dense(2)(x) * jnp.reshape(t, (-1, 1))
+
+
+class Equinox(equinox.Module):
+    weight: jax.Array
+
+    def __call__(self, x, t):
+        return x @ self.weight * jnp.reshape(t, (-1, 1))
+
+
+def test_linen_equinox_and_plain_functions_are_networks():
+    module = Linen()
+    variables = module.init(jax.random.key(0), X_T, jnp.ones(4))
+    networks = [
+        lambda x, t: module.apply(variables, x, t),
+        Equinox(jnp.eye(2)),
+        lambda x, t: x,
+    ]
+    for network in networks:
+        x0_hat = jax.jit(denoisers.from_network(network, VP, "v"))(X_T, jnp.asarray(0.5))
+        assert x0_hat.shape == X_T.shape
+
+
+@pytest.mark.parametrize("name", NO_SIGNAL_AT_END)
+@pytest.mark.parametrize("kind", ["eps", "score"])
+def test_kinds_without_x0_are_refused_where_alpha_is_zero(name, kind):
+    denoise = denoisers.from_network(lambda x, t: x, PROCESSES[name], kind)
+    with pytest.raises(ValueError, match=f"alpha is 0 for a network that predicts {kind}"):
+        denoise(X_T, PROCESSES[name].t_max)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: denoisers.from_network(lambda x, t: x, VP, "noise"), "`prediction`"),
+        (lambda: denoisers.from_network(lambda x, t: x, VP, clip=-1.0), "`clip`"),
+        (lambda: denoisers.from_network(lambda x, t: x[:2], VP)(X_T, 0.5), "`network` must return"),
+        (lambda: denoisers.edm_preconditioned(lambda x, t: x, VP, 0.0), "`sigma_data`"),
+        (lambda: denoisers.edm_preconditioned(lambda x, t: x[:2], VP)(X_T, 0.5), "`network`"),
+    ],
+)
+def test_bad_arguments_are_refused(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
