@@ -503,13 +503,17 @@ def test_dequantize_is_uniform_in_the_bin(dtype):
 
 
 def test_dequantize_rows_depend_on_key_and_row_only():
-    levels = jnp.full((8, 4, 4, 1), 3, jnp.uint8)
-    x = dequantize(KEY, levels, 17)
-    np.testing.assert_array_equal(dequantize(KEY, levels[:3], 17), x[:3])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(8))
-    np.testing.assert_array_equal(dequantize(keys[::-1], levels, 17), x[::-1])
-    assert len(np.unique(x)) == x.size
-    assert not np.array_equal(x, dequantize(jax.random.key(1), levels, 17))
+    @jax.jit
+    def draws(key, other):
+        levels = jnp.full((8, 4, 4, 1), 3, jnp.uint8)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(8))
+        pairs = [(key, levels), (key, levels[:3]), (keys[::-1], levels), (other, levels)]
+        return [dequantize(key, levels, 17) for key, levels in pairs]
+
+    x, first, backwards, other = draws(KEY, jax.random.key(1))
+    np.testing.assert_array_equal(first, x[:3])
+    np.testing.assert_array_equal(backwards, x[::-1])
+    assert len(np.unique(np.stack([x, other]))) == 2 * x.size
 
 
 def test_dequantize_compiled_gives_levels_back():
@@ -533,7 +537,7 @@ def test_to_levels_clips_and_sends_nan_to_zero():
 
 
 def test_default_dtype_follows_jax():
-    levels = jnp.zeros((8, 4, 4, 1), jnp.uint8)
+    levels = jnp.zeros((2000, 256), jnp.uint8)
     assert dequantize(KEY, levels, 17).dtype == jnp.result_type(float)
     assert centers(levels, 17).dtype == jnp.result_type(float)
 

@@ -1,0 +1,154 @@
+"""Open a data set by its name, without TensorFlow and without a network."""
+
+import difflib
+import os
+import pathlib
+import shlex
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.data.extras import require
+from jaxdiff.data.images import Images
+
+DIGITS = "digits"
+
+
+class NotPreparedError(FileNotFoundError, ValueError):
+    """The data set asked for is not in the directory, or not in a form that can be read."""
+
+
+def default_data_dir() -> str:
+    """Return $JAXDIFF_DATA_DIR, else $XDG_CACHE_HOME/jaxdiff, else ~/.cache/jaxdiff."""
+    if chosen := os.environ.get("JAXDIFF_DATA_DIR"):
+        return os.path.expanduser(chosen)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    return os.path.expanduser(os.path.join(cache, "jaxdiff"))
+
+
+def load_images(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = None) -> Images:
+    """Open a split of "digits", or of any TFDS image set prepared as array_record.
+
+    "digits" is prepared at its first use (see `digits`); every other set must have been prepared.
+    Nothing is ever downloaded. "image" and, if there is one, "label" are read from each record;
+    images must be uint8 and of one size. Metadata "num_levels", which a builder of one's own can
+    give, says how many levels there are, by default 256.
+
+    Args:
+        name: as in TFDS: "mnist", "cifar10", "mnist_corrupted/spatter", "mnist:3.0.1".
+        split: "train", "test", or a part such as "train[:90%]".
+        data_dir: where the sets lie; by default `default_data_dir()`.
+
+    Raises:
+        ImportError: if tensorflow-datasets or array_record is not installed.
+        NotPreparedError: a FileNotFoundError and ValueError, if the set is not there or not in a
+            format that can be read, naming the directory and the command that prepares it.
+        ValueError: if the name or the split is unknown, or the records are not such images.
+    """
+    tfds = require("tensorflow_datasets")
+    require("array_record")
+    folder = os.path.expanduser(os.fspath(default_data_dir() if data_dir is None else data_dir))
+    if "://" not in folder:  # gs:// and the like are left as they are
+        folder = os.path.abspath(folder)
+    if name == DIGITS:
+        _prepare_digits(folder)
+    builder = _builder(tfds, name, folder)
+    place = str(builder.data_path)
+    if not (builder.data_path / "dataset_info.json").exists():
+        raise NotPreparedError(
+            f"{name} is not prepared in {folder} (there is no {place}). Prepare it once, where "
+            f"there is a network:\n{_command(builder, folder)}\n"
+            "or say by `data_dir` or $JAXDIFF_DATA_DIR where it lies."
+        )
+    formats = {str(found.value) for found in builder.info.available_file_formats()}
+    if not formats & {"array_record", "parquet"}:
+        other = os.path.join(folder, "array_record")
+        raise NotPreparedError(
+            f"{name} in {place} is stored as {' and '.join(sorted(formats))}, which cannot be read "
+            f"without TensorFlow. Prepare it as array_record in another directory:\n"
+            f"{_command(builder, other)}\n"
+            f"and give that directory as `data_dir` or $JAXDIFF_DATA_DIR."
+        )
+    shape, num_classes = _features(tfds, name, builder.info.features)
+    return Images(
+        name=name,
+        split=split,
+        source=(source := _source(builder, name, split, place)),
+        num_examples=len(source),
+        shape=shape,
+        num_levels=int((builder.info.metadata or {}).get("num_levels", 256)),
+        num_classes=num_classes,
+        location=place,
+    )
+
+
+def _prepare_digits(folder: str) -> None:
+    if "://" in folder:
+        raise ValueError(f"`data_dir` must be a local directory for {DIGITS}; got {folder}.")
+    # Imports TFDS, hence not before `require` has looked for it.
+    from jaxdiff.data.digits import prepare
+
+    prepare(pathlib.Path(folder))
+
+
+def _builder(tfds: Any, name: str, folder: str) -> Any:
+    """Return the TFDS builder of a known name; it may not be prepared."""
+    try:
+        return tfds.builder(name, data_dir=folder)
+    except tfds.core.DatasetNotFoundError:
+        reason = f"There is no data set {name!r}, neither in {folder} nor in TFDS."
+    except (AssertionError, ImportError, ValueError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        reason = f"TFDS cannot open {name!r}: {first.split(' Here are ')[0]}"
+    known = [DIGITS, *tfds.list_builders(with_community_datasets=False)]
+    near = difflib.get_close_matches(name.replace("-", "_"), known, n=3)
+    raise ValueError(reason + (f" Did you mean {' or '.join(near)}?" if near else ""))
+
+
+def _command(builder: Any, folder: str) -> str:
+    """Return the lines that say how to prepare a set that TFDS knows.
+
+    Not `tfds build`: in TFDS 4.9.10 that also needs apache_beam and mlcroissant.
+    """
+    config = builder.builder_config
+    name = builder.name if config is None else f"{builder.name}/{config.name}"
+    code = (
+        f"import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={folder!r}, "
+        "file_format='array_record').download_and_prepare()"
+    )
+    quoted = shlex.quote(code) if set('"$`\\!') & set(code) else f'"{code}"'
+    return f"    pip install tensorflow    # only to prepare it\n    python -c {quoted}"
+
+
+def _features(tfds: Any, name: str, features: Any) -> tuple[tuple[int, int, int], int | None]:
+    """Return the shape (H, W, C) and the number of classes, None without labels."""
+    found = sorted(features) if hasattr(features, "keys") else [str(features)]
+    if "image" not in found:
+        raise ValueError(f'{name} has no feature "image"; it has {", ".join(found)}.')
+    shape, dtype = tuple(features["image"].shape), np.dtype(features["image"].np_dtype)
+    if dtype != np.uint8 or len(shape) != 3 or None in shape:
+        raise ValueError(
+            f"The images of {name} must be uint8 of one shape (H, W, C); they are {dtype} of shape "
+            f"{shape}. Resize them first and wrap them by Images.from_arrays."
+        )
+    label: Any = features["label"] if "label" in found else None
+    if isinstance(label, tfds.features.ClassLabel):
+        return (shape[0], shape[1], shape[2]), label.num_classes
+    return (shape[0], shape[1], shape[2]), None
+
+
+def _source(builder: Any, name: str, split: str, place: str) -> Any:
+    """Return random access to the records of a split."""
+    splits = builder.info.splits
+    for whole in (part.split("[")[0].strip() for part in split.split("+")):
+        if whole not in splits and whole != "all":
+            near = difflib.get_close_matches(whole, list(splits), n=1)
+            raise ValueError(
+                f"`split` must be one of {', '.join(splits)} of {name}, or a part like "
+                f"train[:90%]; got {split!r}." + (f" Did you mean {near[0]}?" if near else "")
+            )
+    try:
+        return builder.as_data_source(split=split)
+    except ValueError as error:  # of no examples, or in the brackets
+        reason = (str(error).splitlines() or [""])[-1]
+        raise ValueError(f"`split` {split!r} of {name} in {place} is refused: {reason}") from error

@@ -1,0 +1,414 @@
+"""Networks and their functional form: float32 in and out although the tests run in float64."""
+
+import equinox as eqx
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxdiff import denoisers, nn, numerics, processes
+
+NUM_CLASSES = 3
+
+
+def make(name, **options):
+    """Build a tiny network: (module, shape of one example)."""
+    options = {"num_classes": NUM_CLASSES, "rngs": nnx.Rngs(0), **options}
+    if name == "mlp":
+        return nn.MLP(2, width=16, depth=2, **options), (2,)
+    shape = (8, 8, 1)
+    if name == "unet":
+        return nn.UNet(shape, channels=4, multipliers=(1, 2), num_heads=2, **options), shape
+    return nn.DiT(shape, width=16, depth=2, num_heads=2, **options), shape
+
+
+def randomise(params):
+    """Replace the initial parameters, zeros among them, so that every path is open."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    draws = [
+        0.3 * jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, draws)
+
+
+def prepare(name, num_rows=4, **options):
+    module, shape = make(name, **options)
+    params, apply = nn.functional(module)
+    x = jax.random.normal(jax.random.key(2), (num_rows, *shape), jnp.float32)
+    t = jnp.linspace(-5.0, 5.0, num_rows, dtype=jnp.float32)
+    labels = jnp.arange(num_rows) % (NUM_CLASSES + 1)
+    return randomise(params), jax.jit(apply), x, t, labels
+
+
+each_network = pytest.mark.parametrize("name", ["mlp", "unet", "dit"])
+
+
+# --- Values ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda s, r: nn.UNet(s, channels=4, multipliers=(1, 2), rngs=r), (8, 8, 1)),
+        (lambda s, r: nn.UNet(s, channels=4, rngs=r), (28, 28, 1)),
+        (lambda s, r: nn.UNet(s, channels=4, num_blocks=2, rngs=r), (32, 32, 3)),
+        (lambda s, r: nn.DiT(s, width=8, depth=1, rngs=r), (8, 8, 1)),
+        (lambda s, r: nn.DiT(s, width=8, depth=1, patch_size=4, rngs=r), (28, 28, 1)),
+        (lambda s, r: nn.DiT(s, width=8, depth=1, learned_positions=True, rngs=r), (32, 16, 3)),
+        (lambda s, r: nn.MLP(*s, width=8, rngs=r), (5,)),
+    ],
+)
+def test_output_has_the_shape_of_the_input(build, shape):
+    params, apply = nn.functional(build(shape, nnx.Rngs(0)))
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    t = jax.ShapeDtypeStruct((), jnp.float32)
+    output = jax.eval_shape(apply, params, x, t)
+    assert (output.shape, output.dtype) == (x.shape, x.dtype)
+
+
+@each_network
+def test_initial_output_is_exactly_zero(name):
+    module, shape = make(name)
+    output = module(jnp.ones((2, *shape), jnp.float32), jnp.float32(0.5), jnp.array([0, 1]))
+    np.testing.assert_array_equal(output, 0.0)
+
+
+@each_network
+def test_parameters_follow_from_the_seed(name):
+    first, again, other = (
+        nn.functional(make(name, rngs=nnx.Rngs(seed))[0])[0] for seed in (5, 5, 6)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert not np.array_equal(*(p["conditioning"]["time_in"]["kernel"] for p in (first, other)))
+
+
+@each_network
+def test_scalar_time_equals_time_of_each_row(name):
+    params, apply, x, _, labels = prepare(name)
+    scalar = apply(params, x, jnp.float32(1.5), labels)
+    np.testing.assert_array_equal(scalar, apply(params, x, jnp.full(4, 1.5, jnp.float32), labels))
+
+
+@each_network
+def test_row_of_a_batch_equals_the_row_alone(name):
+    params, apply, x, t, labels = prepare(name)
+    batch = apply(params, x, t, labels)
+    alone = apply(params, x[2:3], t[2:3], labels[2:3])
+    # float32 sums of up to 1e2 terms of order 1, in another order for another batch size.
+    np.testing.assert_allclose(batch[2:3], alone, atol=2e-5 * float(jnp.abs(batch).max()))
+
+
+@each_network
+def test_time_and_label_change_the_output(name):
+    params, apply, x, t, labels = prepare(name)
+    output = apply(params, x, t, labels)
+    for other in (apply(params, x, t + 1, labels), apply(params, x, t, (labels + 1) % 4)):
+        assert np.all(np.abs(other - output).max(axis=tuple(range(1, x.ndim))) > 1e-3)
+
+
+@each_network
+def test_no_condition_is_the_null_label(name):
+    params, apply, x, t, _ = prepare(name)
+    null = jnp.full(4, NUM_CLASSES)
+    np.testing.assert_array_equal(apply(params, x, t), apply(params, x, t, null))
+
+
+@each_network
+def test_infinite_log_snr_gives_finite_output_and_gradients(name):
+    params, apply, x, _, labels = prepare(name)
+    t = jnp.array([-jnp.inf, jnp.inf, -20.0, 20.0], jnp.float32)
+
+    def total(params, x, t):
+        return jnp.mean(apply(params, x, t, labels) ** 2)
+
+    value, gradients = jax.value_and_grad(total, argnums=(0, 1, 2))(params, x, t)
+    assert jax.tree.all(jax.tree.map(lambda a: jnp.isfinite(a).all(), (value, gradients)))
+    ends = apply(params, jnp.broadcast_to(x[:1], x.shape), t, jnp.zeros(4, int))
+    np.testing.assert_array_equal(ends[:2], ends[2:])
+
+
+@each_network
+def test_bfloat16_computes_with_float32_parameters(name):
+    params, apply, x, t, labels = prepare(name, dtype=jnp.bfloat16)
+    assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    output = apply(params, x, t, labels)
+    assert output.dtype == jnp.float32
+    exact = prepare(name)[1](params, x, t, labels)
+    error = float(jnp.linalg.norm(output - exact) / jnp.linalg.norm(exact))
+    assert 1e-4 < error < 0.1  # 8 bits: 0.004 an operation, over some tens of them
+
+
+@each_network
+def test_float64_is_computed_where_asked_for(name):
+    params, apply, x, t, labels = prepare(name, dtype=jnp.float64, param_dtype=jnp.float64)
+    assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype(jnp.float64)}
+    assert apply(params, x, t, labels).dtype == jnp.float64
+
+
+def test_layer_norm_is_the_published_formula():
+    from jaxdiff.nn.layers import layer_norm
+
+    x = 100.0 + jax.random.normal(jax.random.key(0), (3, 5, 16))
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(layer_norm(x), expected, rtol=1e-10, atol=1e-10)
+    # 100 +- 1 in float32 has 5 digits of the deviation left.
+    np.testing.assert_allclose(layer_norm(x.astype(jnp.float32)), expected, atol=1e-4)
+
+
+def test_patches_are_contiguous_and_come_back():
+    from jaxdiff.nn.dit import patchify, unpatchify
+
+    x = jnp.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    tokens = patchify(x, 2)
+    np.testing.assert_array_equal(tokens[1, 4], x[1, 2:4, 2:4].reshape(-1))
+    np.testing.assert_array_equal(unpatchify(tokens, 2, (4, 6, 3)), x)
+
+
+# --- Dropout and rematerialisation ----------------------------------------------------------
+
+
+@each_network
+def test_dropout_is_on_only_with_a_key(name):
+    params, apply, x, t, labels = prepare(name, dropout=0.5)
+    key = jax.random.key(3)
+    evaluated = apply(params, x, t, labels)
+    np.testing.assert_array_equal(evaluated, prepare(name)[1](params, x, t, labels, key=key))
+    trained = apply(params, x, t, labels, key=key)
+    assert np.abs(trained - evaluated).max() > 1e-2
+    other = apply(params, x, t, labels, key=jax.random.key(4))
+    assert np.abs(trained - other).max() > 1e-2
+
+
+@each_network
+def test_dropout_of_a_row_does_not_depend_on_the_batch(name):
+    params, apply, x, t, labels = prepare(name, dropout=0.5)
+    key = jax.random.key(3)
+    batch = apply(params, x, t, labels, key=key)
+    first = apply(params, x[:2], t[:2], labels[:2], key=key)
+    rows = numerics.row_keys(key, 4)[2:]
+    last = apply(params, x[2:], t[2:], labels[2:], key=rows)
+    # A different mask would change the output by its own size; the rest is float32 rounding.
+    atol = 2e-5 * float(jnp.abs(batch).max())
+    np.testing.assert_allclose(jnp.concatenate([first, last]), batch, atol=atol)
+
+
+def test_dropout_keeps_the_mean_and_differs_between_rows_and_sites():
+    from jaxdiff.nn.layers import dropout
+
+    rows = numerics.row_keys(jax.random.key(0), 2)
+    x = jnp.ones((2, 40_000), jnp.float32)
+    first, second = dropout(x, 0.2, rows, 0), dropout(x, 0.2, rows, 1)
+    assert set(np.unique(first)) == {np.float32(0.0), np.float32(1.25)}
+    error = np.sqrt(0.25 / 80_000)  # the variance of an entry is 0.2 / 0.8
+    assert abs(float(first.mean()) - 1.0) < 4 * error, f"standard error {error}"
+    # Independent masks agree on a share 0.8^2 + 0.2^2 = 0.68 of the entries.
+    assert abs(float(jnp.mean(first == second)) - 0.68) < 0.01
+    assert abs(float(jnp.mean(first[0] == first[1])) - 0.68) < 0.01
+
+
+@each_network
+def test_remat_gives_the_same_gradient(name):
+    params, plain, x, t, labels = prepare(name, dropout=0.5)
+    remat = prepare(name, dropout=0.5, remat=True)[1]
+    key = jax.random.key(3)
+
+    def gradient(apply):
+        return jax.grad(lambda p: jnp.mean(apply(p, x, t, labels, key=key) ** 2))
+
+    assert "checkpoint" not in str(jax.make_jaxpr(gradient(plain))(params))
+    assert "checkpoint" in str(jax.make_jaxpr(gradient(remat))(params))
+    plain_gradient, remat_gradient = gradient(plain)(params), gradient(remat)(params)
+    scale = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(plain_gradient))
+    # The same float32 operations, fused differently.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * scale),
+        plain_gradient,
+        remat_gradient,
+    )
+
+
+# --- The functional form --------------------------------------------------------------------
+
+
+def keys_of(tree):
+    if isinstance(tree, dict):
+        for key, branch in tree.items():
+            yield key
+            yield from keys_of(branch)
+
+
+@each_network
+def test_parameters_are_plain_dicts_with_string_keys(name):
+    params, _ = nn.functional(make(name)[0])
+    assert {type(key) for key in keys_of(params)} == {str}
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+
+
+def test_twelve_blocks_sort_in_order():
+    module = nn.DiT((4, 4, 1), width=4, depth=12, num_heads=1, rngs=nnx.Rngs(0))
+    params, _ = nn.functional(module)
+    blocks = [key for key in params if key.startswith("block_")]
+    assert blocks == [f"block_{i:02d}" for i in range(12)]
+    assert sorted(blocks) == blocks
+
+
+@each_network
+def test_jit_equals_eager(name):
+    params, jitted, x, t, labels = prepare(name)
+    eager = nn.functional(make(name)[0])[1](params, x, t, labels)
+    compiled = jitted(params, x, t, labels)
+    # Fusion reorders float32 sums.
+    np.testing.assert_allclose(compiled, eager, atol=2e-5 * float(jnp.abs(eager).max()))
+
+
+@each_network
+def test_vmap_over_seeds_equals_a_loop(name):
+    params, apply, x, t, labels = prepare(name)
+    stack = jax.tree.map(lambda a: jnp.stack([a, 0.5 * a]), params)
+    both = jax.vmap(apply, in_axes=(0, None, None, None))(stack, x, t, labels)
+    alone = apply(jax.tree.map(lambda a: 0.5 * a, params), x, t, labels)
+    np.testing.assert_allclose(both[1], alone, atol=2e-5 * float(jnp.abs(alone).max()))
+
+
+@each_network
+def test_forward_mode_equals_reverse_mode(name):
+    """Divergences push tangents through the network."""
+    params, apply, x, t, labels = prepare(name, dtype=jnp.float64, param_dtype=jnp.float64)
+    x = x.astype(jnp.float64)
+    tangent = jax.random.normal(jax.random.key(5), x.shape)
+    _, pushed = jax.jvp(lambda x: apply(params, x, t, labels), (x,), (tangent,))
+    _, pull = jax.vjp(lambda x: apply(params, x, t, labels), x)
+    np.testing.assert_allclose(
+        jnp.sum(pushed * tangent), jnp.sum(pull(tangent)[0] * tangent), rtol=1e-8
+    )
+
+
+def test_other_state_is_refused_by_name():
+    class Stateful(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(2, 2, rngs=rngs)
+            self.norm = nnx.BatchNorm(2, rngs=rngs)
+            self.drop = nnx.Dropout(0.1, rngs=rngs)
+
+    with pytest.raises(ValueError, match=r"drop\.rngs\.count.*norm\.mean \(BatchStat\)"):
+        nn.functional(Stateful(nnx.Rngs(0)))
+
+
+def test_lists_of_modules_are_refused_with_the_remedy():
+    class Listed(nnx.Module):
+        def __init__(self, rngs):
+            self.blocks = nnx.List([nnx.Linear(2, 2, rngs=rngs) for _ in range(2)])
+
+    with pytest.raises(ValueError, match=r"blocks\.0, blocks\.1.*zero-padded"):
+        nn.functional(Listed(nnx.Rngs(0)))
+
+
+def test_on_log_snr_shows_the_network_the_log_snr():
+    process = processes.flow()
+    params, apply, x, _, labels = prepare("mlp")
+    t = jnp.array([0.1, 0.4, 0.8, 1.0], jnp.float32)
+    wrapped = nn.on_log_snr(apply, process.log_snr)(params, x, t, labels)
+    np.testing.assert_array_equal(wrapped, apply(params, x, process.log_snr(t), labels))
+    assert np.isfinite(wrapped).all()
+
+
+class EquinoxNetwork(eqx.Module):
+    layer: eqx.nn.Linear
+
+    def __call__(self, x_t, t):
+        return jax.vmap(self.layer)(x_t) * jnp.exp(-t).astype(x_t.dtype)
+
+
+def linen_network():
+    module = linen.Dense(2)
+    params = module.init(jax.random.key(0), jnp.ones((1, 2), jnp.float32))
+    return lambda x_t, t: module.apply(params, x_t)
+
+
+def nnx_network():
+    params, apply, *_ = prepare("mlp")
+    return lambda x_t, t: apply(params, x_t, t)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        nnx_network,
+        linen_network,
+        lambda: EquinoxNetwork(eqx.nn.Linear(2, 2, key=jax.random.key(0))),
+        lambda: lambda x_t, t: jnp.zeros_like(x_t),
+    ],
+    ids=["nnx", "linen", "equinox", "function"],
+)
+def test_any_callable_serves_as_a_network(build):
+    denoise = denoisers.from_network(build(), processes.vp(), prediction="v")
+    x = jnp.ones((3, 2), jnp.float32)
+    assert denoise(x, jnp.float32(0.5)).shape == x.shape
+
+
+# --- Refusals -------------------------------------------------------------------------------
+
+
+@each_network
+@pytest.mark.parametrize("label", [-1, NUM_CLASSES + 1])
+def test_labels_out_of_range_are_refused(name, label):
+    module, shape = make(name)
+    x = jnp.ones((2, *shape), jnp.float32)
+    with pytest.raises(ValueError, match=r"`cond`.*0\.\.3.*null label"):
+        module(x, jnp.float32(0.0), jnp.array([0, label]))
+
+
+@pytest.mark.parametrize("label", [-1, NUM_CLASSES + 1])
+def test_traced_labels_out_of_range_give_nan(label):
+    params, apply, x, t, _ = prepare("mlp")
+    output = apply(params, x, t, jnp.array([0, 0, label, 0]))
+    np.testing.assert_array_equal(np.isnan(output).all(-1), [False, False, True, False])
+
+
+@each_network
+@pytest.mark.parametrize("num_classes", [None, 0])
+def test_labels_are_refused_by_an_unconditional_network(name, num_classes):
+    module, shape = make(name, num_classes=num_classes)
+    x = jnp.ones((2, *shape), jnp.float32)
+    with pytest.raises(ValueError, match="`cond` must be None"):
+        module(x, jnp.float32(0.0), jnp.array([0, 1]))
+
+
+@each_network
+def test_wrong_shapes_are_refused(name):
+    module, shape = make(name)
+    x = jnp.ones((2, *shape), jnp.float32)
+    with pytest.raises(ValueError, match="`x` must have shape"):
+        module(x[..., jnp.newaxis], jnp.float32(0.0))
+    with pytest.raises(ValueError, match="`x` must have shape"):
+        module(x[0], jnp.float32(0.0))
+    with pytest.raises(ValueError, match="`t` must have shape"):
+        module(x, jnp.zeros(3, jnp.float32))
+    with pytest.raises(ValueError, match="`cond` must have shape"):
+        module(x, jnp.float32(0.0), jnp.array([0]))
+    with pytest.raises(TypeError, match="`cond` must hold integer labels"):
+        module(x, jnp.float32(0.0), jnp.zeros(2, jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda r: nn.MLP(0, rngs=r), "`num_dims`"),
+        (lambda r: nn.MLP(2, depth=0, rngs=r), "`depth`"),
+        (lambda r: nn.MLP(2, dropout=1.0, rngs=r), "`dropout`"),
+        (lambda r: nn.MLP(2, num_classes=-1, rngs=r), "`num_classes`"),
+        (lambda r: nn.UNet((8, 8), rngs=r), "`shape`"),
+        (lambda r: nn.UNet((6, 6, 1), rngs=r), "divisible by 4"),
+        (lambda r: nn.UNet((8, 8, 1), multipliers=(), rngs=r), "`multipliers`"),
+        (lambda r: nn.UNet((8, 8, 1), num_heads=7, rngs=r), "`num_heads`"),
+        (lambda r: nn.DiT((8, 9, 1), rngs=r), "`patch_size`"),
+        (lambda r: nn.DiT((8, 8, 1), width=10, rngs=r), "`width`"),
+        (lambda r: nn.DiT((8, 8, 1), width=16, num_heads=3, rngs=r), "`width`"),
+    ],
+)
+def test_impossible_sizes_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build(nnx.Rngs(0))
