@@ -36,7 +36,14 @@ class Apply(Protocol):
     """A pure network: parameters in, output out."""
 
     def __call__(
-        self, params: PyTree, x_t: Array, t: Array, cond: PyTree = None, /, *, key: Key | None
+        self,
+        params: PyTree,
+        x_t: Array,
+        t: Array,
+        cond: PyTree = None,
+        /,
+        *,
+        key: Key | None = None,
     ) -> Array:
         """Evaluate the network; a key turns training behaviour (dropout) on."""
 

@@ -1,0 +1,58 @@
+"""What every experiment's command line shares: subcommands, presets, refusals."""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxdiff.data import NotPreparedError
+from jaxdiff.training.checkpoint import CheckpointError
+from jaxdiff.training.loop import STOPPED_EXIT_CODE, NotFinite, Stopped
+from jaxdiff.training.run import RunError
+
+
+class Refusal(Exception):
+    """A command cannot be carried out as asked; the message says what would do."""
+
+
+@contextlib.contextmanager
+def refusing(*errors: type[Exception], say: str = "") -> Iterator[None]:
+    """Turn errors of what the user asked for into refusals; others keep their traceback."""
+    try:
+        yield
+    except errors as error:
+        raise Refusal(f"{say}{error}") from error
+
+
+def preset_of(argv: Sequence[str], presets: Mapping[str, Any]) -> Any:
+    """Return the preset that `--preset` names, whose values the other options then change."""
+    name = next(iter(presets))
+    for i, word in enumerate(argv):
+        if word == "--preset" and i + 1 < len(argv):
+            name = argv[i + 1]
+        elif word.startswith("--preset="):
+            name = word.removeprefix("--preset=")
+    return presets.get(name, next(iter(presets.values())))
+
+
+def run(name: str, commands: Mapping[str, Callable[..., None]], argv: Sequence[str]) -> int:
+    """Run the subcommand that `argv` asks for; return the exit code.
+
+    A refusal prints a few lines and gives 1, a stop by a signal gives `STOPPED_EXIT_CODE`;
+    an internal error keeps its traceback.
+    """
+    import tyro
+
+    warnings.filterwarnings("ignore", module="tyro")
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            dict(commands), prog=f"python -m experiments.{name}", args=list(argv)
+        )
+    except Stopped as stopped:
+        print(f"{stopped} Run the same command to go on.", file=sys.stderr)
+        return STOPPED_EXIT_CODE
+    except (Refusal, RunError, CheckpointError, NotPreparedError, NotFinite) as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,195 @@
+"""Train, sample and judge a diffusion model of images: handwritten digits unless told otherwise.
+
+    python -m experiments.digits train    --run-dir runs/digits
+    python -m experiments.digits sample   --run-dir runs/digits --num 64 --out samples.png
+    python -m experiments.digits evaluate --run-dir runs/digits
+
+A class-conditional network learns the reverse of a forward process. The likelihood that judges it
+is that of the probability-flow ODE, in bits per dimension, beside a Gaussian mixture fitted by EM
+to the same images.
+"""
+
+import contextlib
+import functools
+import sys
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments import command, digits_report
+from experiments.command import Refusal, refusing
+from experiments.image_model import (
+    FREE,
+    PRESETS,
+    Config,
+    build_loss,
+    build_model,
+    build_optimizer,
+    check,
+    from_record,
+    make_generator,
+    open_images,
+    pixels,
+    to_record,
+)
+from jaxdiff import data, plotting, training
+from jaxdiff.training import loop, parallel
+from jaxdiff.training import run as runs
+from jaxdiff.training.checkpoint import Checkpoints, Restored
+from jaxdiff.typing import PyTree
+
+
+def train(
+    run_dir: str,
+    config: tyro.conf.OmitArgPrefixes[Config],
+    preset: Literal["full", "smoke"] = "full",
+    quiet: bool = False,
+) -> None:
+    """Train a run or resume it, then evaluate and draw it.
+
+    Args:
+        run_dir: Folder of the run; the same command on it resumes.
+        config: What the run is.
+        preset: What options not given are.
+        quiet: Show no progress bar.
+    """
+    del preset  # it has chosen the defaults of config
+    directory = Path(run_dir)
+    check(config)
+    config = from_record(runs.reconcile(directory, to_record(config), free=FREE, grows="num_steps"))
+    images = open_images(config, "train")
+    with contextlib.closing(open_checkpoints(directory)) as checkpoints:
+        params = fit(config, images, directory, checkpoints, progress=not quiet)
+    if not (directory / digits_report.REPORT).exists():
+        digits_report.write(config, params, directory)
+    print(f"Report: {directory / digits_report.REPORT}")
+
+
+def fit(
+    config: Config,
+    images: data.Images,
+    directory: Path,
+    checkpoints: Checkpoints,
+    *,
+    progress: bool,
+) -> PyTree:
+    """Train what is left of a run; return the averaged parameters."""
+    model = build_model(config, images)
+    optimizer = build_optimizer(config)
+    state = training.init(model.params, optimizer, ema_decay=config.ema_decay)
+    restored = checkpoints.restore(target=state)
+    if restored is not None:
+        state = jax.tree.map(jnp.asarray, restored.state)
+    start = int(state.step)
+    if start >= config.num_steps:
+        return state.ema
+    with refusing(ValueError):
+        batches = data.batches(images, config.batch_size, seed=config.seed, start_step=start)
+    update = training.make_update(
+        build_loss(config, model, images.num_levels), optimizer, ema_decay=config.ema_decay
+    )
+    runs.write_record(directory, to_record(config), free=FREE)
+    (directory / digits_report.REPORT).unlink(missing_ok=True)  # that of fewer steps
+    with contextlib.closing(runs.MetricsLog(directory / runs.METRICS, after=start)) as log:
+        state = loop.fit(
+            state,
+            parallel.jit(update, donate=True),
+            jax.random.key(config.seed),
+            batches,
+            num_steps=config.num_steps,
+            checkpoints=checkpoints,
+            config=to_record(config),
+            log=log,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            progress=progress,
+        )
+    return state.ema
+
+
+def sample(
+    run_dir: str,
+    out: str,
+    num: int = 64,
+    sampler: Literal["ddim", "ancestral"] = "ddim",
+    num_steps: int = 50,
+    label: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Draw images from a trained run into one PNG.
+
+    Args:
+        run_dir: Folder of the run.
+        out: The PNG to write.
+        num: How many images.
+        sampler: The method.
+        num_steps: Steps from noise to data.
+        label: The class of all images; by default all classes in turn.
+        seed: Of the noise; image i depends on the run, seed and i only.
+    """
+    for option, value in (("--num", num), ("--num-steps", num_steps)):
+        if value < 1:
+            raise Refusal(f"{option} must be at least 1; got {value}.")
+    path = Path(out)
+    if path.suffix.lower() != ".png":
+        raise Refusal(f"--out must end in .png; got {out}.")
+    config, restored = restore(Path(run_dir))
+    images = open_images(config, "train")
+    num_classes = images.num_classes or 1
+    if label is not None and not 0 <= label < num_classes:
+        raise Refusal(f"--label must lie in 0..{num_classes - 1}; got {label}.")
+    labels = np.arange(num) % num_classes if label is None else np.full(num, label)
+    generate = make_generator(build_model(config, images), images.shape, sampler, num_steps)
+    x0, _ = generate(restored.state["ema"], jax.random.key(seed), labels)
+    with refusing(OSError, say=f"--out {out} cannot be written: "):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plotting.save_sheet(path, pixels(x0, images.num_levels))
+
+
+def evaluate(run_dir: str, exact: bool = False) -> None:
+    """Judge a trained run anew: evaluation.json, report.md and the figures.
+
+    Args:
+        run_dir: Folder of the run.
+        exact: Also take the likelihood with the exact divergence, one tangent a pixel: slow.
+    """
+    directory = Path(run_dir)
+    config, restored = restore(directory)
+    digits_report.write(config, restored.state["ema"], directory, exact=exact)
+    print((directory / digits_report.REPORT).read_text())
+
+
+def open_checkpoints(directory: Path) -> Checkpoints:
+    """Name the run's checkpoints; touches nothing."""
+    return Checkpoints(directory / runs.CHECKPOINTS)
+
+
+def restore(directory: Path) -> tuple[Config, Restored]:
+    """Return the config and the newest sound checkpoint of a run, or refuse."""
+    record = runs.read_record(directory)
+    with contextlib.closing(open_checkpoints(directory)) as checkpoints:
+        restored = None if record is None else checkpoints.restore()
+    if record is None or restored is None:
+        raise Refusal(
+            f"--run-dir {directory} holds no checkpoint yet. Train one first:\n"
+            f"  python -m experiments.digits train --run-dir {directory}"
+        )
+    return from_record(record["config"]), restored
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line."""
+    commands = {
+        "train": functools.partial(train, config=command.preset_of(argv, PRESETS)),
+        "sample": sample,
+        "evaluate": evaluate,
+    }
+    return command.run("digits", commands, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

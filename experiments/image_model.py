@@ -1,0 +1,347 @@
+"""A diffusion model of images as a config says it: network, process, loss, optimizer, generator."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from experiments.command import Refusal, refusing
+from jaxdiff import (
+    data,
+    denoisers,
+    losses,
+    nn,
+    processes,
+    sample,
+    samplers,
+    timesteps,
+    weightings,
+)
+from jaxdiff.processes import Process
+from jaxdiff.typing import Apply, Array, Batch, Denoiser, Key, LossFn, PyTree
+
+PROCESSES: dict[str, Callable[[], Process]] = {
+    "cosine": processes.cosine,
+    "vp": processes.vp,
+    "sub_vp": processes.sub_vp,
+    "flow": processes.flow,
+    "ddpm": processes.ddpm,
+    "edm": processes.edm,
+    "ve": processes.ve,
+}
+WEIGHTINGS: dict[str, Callable[[], weightings.Weighting]] = {
+    "simple": weightings.simple,
+    "min_snr": weightings.min_snr,
+    "edm": weightings.edm,
+    "likelihood": weightings.likelihood,
+}
+SAMPLERS: dict[str, Callable[[Process, Denoiser], samplers.Sampler]] = {
+    "ddim": samplers.ddim,
+    "ancestral": samplers.ancestral,
+}
+Kind = Literal["x0", "eps", "v", "score", "velocity"]
+
+CHUNK = 256
+"""Images sampled in one call; more are sampled chunk by chunk, to the same result."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run is."""
+
+    seed: int = 0
+    """Of everything random: parameters, data order, noise, evaluation."""
+    data: str = "digits"
+    """Image data set: digits, or a prepared TFDS one such as fashion_mnist."""
+    network: Literal["dit", "unet"] = "dit"
+    """Architecture."""
+    width: int = 128
+    """Width of the DiT's tokens, or channels of the U-Net's first level."""
+    depth: int = 4
+    """Blocks of the DiT, or residual blocks a level of the U-Net."""
+    patch_size: int = 2
+    """Side of the DiT's patches."""
+    dropout: float = 0.0
+    """Dropout rate of the network."""
+    process: Literal["cosine", "vp", "sub_vp", "flow", "ddpm", "edm", "ve"] = "cosine"
+    """Forward process."""
+    prediction: Kind = "v"
+    """What the network predicts."""
+    loss_on: Kind | None = "eps"
+    """Whose squared error is averaged; None is `prediction`."""
+    weighting: Literal["simple", "min_snr", "edm", "likelihood"] = "simple"
+    """Loss weighting."""
+    times: Literal["log_snr", "stratified", "uniform", "log_normal"] = "log_snr"
+    """Distribution of training times; log_snr is uniform between the two bounds below."""
+    log_snr_low: float = -10.0
+    """Log-SNR of the noisiest training times."""
+    log_snr_high: float = 12.0
+    """Log-SNR of the cleanest training times, and of the data end of the likelihood."""
+    drop_cond: float = 0.1
+    """Probability with which a label is dropped in training."""
+    batch_size: int = 128
+    """Examples an update."""
+    num_steps: int = 1500
+    """Updates in all; a larger number extends a run."""
+    decay_steps: int | None = None
+    """Updates over which the learning rate decays; the first `num_steps` unless given."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 100
+    """Updates over which the learning rate rises."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    ema_decay: float = 0.99
+    """Decay of the moving average of the parameters, which samples and is judged."""
+    eval_examples: int = 297
+    """Images of each split that the likelihood is taken of."""
+    eval_tolerance: float = 1e-3
+    """Relative and absolute tolerance of the likelihood's ODE."""
+    mixture_components: tuple[int, ...] = (4, 8, 10, 16)
+    """Numbers of components that the Gaussian mixture is fitted with."""
+    sample_steps: int = 100
+    """Steps of the DDIM samples in the report."""
+    data_dir: str | None = None
+    """Where data sets lie; the cache directory unless given."""
+    checkpoint_every: int = 500
+    """Updates between checkpoints; the last is always saved."""
+    log_every: int = 10
+    """Updates between logged ones."""
+
+
+FREE = ("num_steps", "data_dir", "checkpoint_every", "log_every")
+"""Fields outside the hash."""
+
+PRESETS = {
+    "full": Config(),
+    "smoke": Config(
+        width=32,
+        depth=2,
+        batch_size=32,
+        num_steps=20,
+        warmup_steps=5,
+        eval_examples=8,
+        eval_tolerance=1e-2,
+        mixture_components=(2,),
+        sample_steps=8,
+        checkpoint_every=10,
+        log_every=5,
+    ),
+}
+
+
+def check(config: Config) -> None:
+    """Refuse a config whose numbers cannot be meant."""
+    at_least_one = "batch_size num_steps width depth patch_size checkpoint_every log_every"
+    bounds: dict[str, tuple[float, float]] = dict.fromkeys(at_least_one.split(), (1, math.inf))
+    bounds |= dict.fromkeys(("eval_examples", "sample_steps"), (1, math.inf))
+    bounds |= dict.fromkeys(("seed", "warmup_steps", "weight_decay"), (0, math.inf))
+    bounds |= dict.fromkeys(("ema_decay", "drop_cond", "dropout"), (0, 1))
+    bounds |= dict.fromkeys(("learning_rate", "clip_norm", "eval_tolerance"), (1e-12, 1e12))
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if not (low <= value <= high and math.isfinite(value)):
+            limits = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"at least {low:g}"
+            raise Refusal(f"{option(name)} must be {limits}; got {value}.")
+    if config.decay_steps is not None and config.decay_steps < 1:
+        raise Refusal(f"--decay-steps must be at least 1; got {config.decay_steps}.")
+    if not config.log_snr_low < config.log_snr_high:
+        raise Refusal(
+            "--log-snr-low must be below --log-snr-high; "
+            f"got {config.log_snr_low} and {config.log_snr_high}."
+        )
+
+
+def option(name: str) -> str:
+    """Return the command-line option of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def to_record(config: Config) -> dict[str, Any]:
+    """Return the config as JSON holds it."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def from_record(record: Mapping[str, Any]) -> Config:
+    """Return the resolved config of what `to_record` gave; `decay_steps` is a number then."""
+    fields = {field.name for field in dataclasses.fields(Config)}
+    if record.keys() != fields:
+        raise Refusal(
+            "This run was written by another version of the experiment: its config differs in "
+            f"{', '.join(sorted(record.keys() ^ fields))}."
+        )
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    config = Config(**values)
+    return dataclasses.replace(config, decay_steps=config.decay_steps or config.num_steps)
+
+
+def open_images(config: Config, split: str) -> data.Images:
+    """Open a split of the config's data set, or refuse."""
+    with refusing(ValueError, OSError):
+        return data.load_images(config.data, split, data_dir=config.data_dir)
+
+
+def pixels(x: Array, num_levels: int) -> np.ndarray:
+    """Turn images in [-1, 1] into uint8 of 256 levels, for pictures."""
+    levels = np.asarray(data.to_levels(x, num_levels), np.int32)
+    return (levels * 255 // (num_levels - 1)).astype(np.uint8)
+
+
+class Model(NamedTuple):
+    """What a config means.
+
+    Attributes:
+        params: initial parameters.
+        apply: the pure network, given times.
+        process: the forward process.
+        prediction: what the network predicts.
+        null_label: the label that stands for none; None where the network sees no labels.
+    """
+
+    params: PyTree
+    apply: Apply
+    process: Process
+    prediction: str
+    null_label: int | None
+
+    def denoiser(self, params: PyTree, labels: Array) -> Denoiser:
+        """Return the denoiser of images of these labels, (B,)."""
+        cond = None if self.null_label is None else labels
+
+        def network(x_t: Array, t: Array) -> Array:
+            return self.apply(params, x_t, t, cond)
+
+        return denoisers.from_network(network, self.process, self.prediction)
+
+
+def build_model(config: Config, images: data.Images) -> Model:
+    """Make the network and the process; refuse what they refuse."""
+    rngs = nnx.Rngs(config.seed)
+    options: dict[str, Any] = {
+        "num_classes": images.num_classes,
+        "dropout": config.dropout,
+        "rngs": rngs,
+    }
+    with refusing(ValueError):
+        module: nnx.Module
+        if config.network == "dit":
+            module = nn.DiT(
+                images.shape,
+                width=config.width,
+                depth=config.depth,
+                patch_size=config.patch_size,
+                **options,
+            )
+        else:
+            module = nn.UNet(
+                images.shape, channels=config.width, num_blocks=config.depth, **options
+            )
+    params, apply = nn.functional(module)
+    process = PROCESSES[config.process]()
+    return Model(
+        params,
+        nn.on_log_snr(apply, process.log_snr),
+        process,
+        config.prediction,
+        images.num_classes,
+    )
+
+
+def build_loss(config: Config, model: Model, num_levels: int) -> LossFn:
+    """Make the loss of batches of uint8 levels, dequantised anew at every step."""
+    draws = {
+        "log_snr": lambda: timesteps.draw_log_snr(config.log_snr_low, config.log_snr_high),
+        "stratified": timesteps.draw_stratified,
+        "uniform": timesteps.draw_uniform,
+        "log_normal": timesteps.draw_log_normal,
+    }
+    with refusing(ValueError):
+        denoising = losses.denoising(
+            model.apply,
+            model.process,
+            prediction=config.prediction,
+            loss_on=config.loss_on,
+            weighting=WEIGHTINGS[config.weighting](),
+            times=draws[config.times](),
+            drop_cond=0.0 if model.null_label is None else config.drop_cond,
+            null_cond=model.null_label,
+        )
+
+    def loss_fn(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        key_data, key_loss = jax.random.split(key)
+        x0 = data.dequantize(key_data, batch["x0"], num_levels)
+        return denoising(params, key_loss, {**batch, "x0": x0})
+
+    return loss_fn
+
+
+def build_optimizer(config: Config) -> optax.GradientTransformation:
+    """AdamW with warm-up, cosine decay to a hundredth, and clipped gradients."""
+    decay_steps = config.decay_steps or config.num_steps
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0,
+        config.learning_rate,
+        min(config.warmup_steps, decay_steps - 1),
+        decay_steps,
+        0.01 * config.learning_rate,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay),
+    )
+
+
+def make_generator(
+    model: Model, shape: tuple[int, ...], sampler_name: str, num_steps: int
+) -> Callable[..., tuple[np.ndarray, np.ndarray | None]]:
+    """Return a function that draws images of given labels.
+
+    Returns:
+        ``generate(params, key, labels (N,), keep_path=False)`` -> (x0 (N, H, W, C), path), the
+        path being x_T and the states after each step, (T + 1, N, H, W, C), or None. Image i
+        depends on (params, key, i, label i) only.
+    """
+    process = model.process
+    start = None
+    if model.prediction in ("eps", "score"):  # they hold no x0 where alpha is 0
+        start = 0.999 * process.t_max
+    ts = timesteps.uniform(process, num_steps, t_start=start)
+
+    @partial(jax.jit, static_argnames="keep_path")
+    def draw(
+        params: PyTree, key: Key, labels: Array, index: Array, keep_path: bool
+    ) -> tuple[Array, Array | None]:
+        key_start, key_path = jax.random.split(key)
+        rows = jax.vmap(jax.random.fold_in, (None, 0))(key_start, index)
+        x_T = process.prior_sample(rows, (len(index), *shape))  # noqa: N806
+        sampler = SAMPLERS[sampler_name](process, model.denoiser(params, labels))
+        if not keep_path:
+            return sample(key_path, sampler, x_T, ts, index=index), None
+        x0, path = sample(key_path, sampler, x_T, ts, index=index, collect=sampler.value)
+        return x0, jnp.concatenate([x_T[None], path])
+
+    def generate(
+        params: PyTree, key: Key, labels: np.ndarray, keep_path: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        parts = []
+        for first in range(0, len(labels), CHUNK):
+            rows = np.arange(first, min(first + CHUNK, len(labels)))
+            parts.append(draw(params, key, jnp.asarray(labels[rows]), rows, keep_path))
+        x0 = np.concatenate([np.asarray(part[0]) for part in parts])
+        if not keep_path:
+            return x0, None
+        return x0, np.concatenate([np.asarray(part[1]) for part in parts], axis=1)
+
+    return generate

@@ -1,0 +1,16 @@
+"""Flax NNX networks, used functionally: build a module, take it apart once, stay pure after.
+
+    module = nn.DiT((8, 8, 1), num_classes=10, rngs=nnx.Rngs(0))
+    params, apply = nn.functional(module)
+    network = nn.on_log_snr(apply, process.log_snr)   # network(params, x_t, t, labels, key=key)
+
+The networks embed their time argument as a log-SNR. Any callable of the same signature works in
+their place: a Linen ``apply``, an Equinox module or a plain function.
+"""
+
+from jaxdiff.nn.dit import DiT
+from jaxdiff.nn.functional import functional, on_log_snr
+from jaxdiff.nn.mlp import MLP
+from jaxdiff.nn.unet import UNet
+
+__all__ = ["MLP", "DiT", "UNet", "functional", "on_log_snr"]

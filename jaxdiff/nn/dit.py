@@ -1,0 +1,231 @@
+r"""The diffusion transformer with adaLN-Zero blocks.
+
+The image is cut into N = (H / p)(W / p) patches of p x p pixels; each becomes a token of C
+numbers. With c = silu(time and label embedding), every block is
+
+    (b1, g1, a1, b2, g2, a2) = W c + w                           (6 C numbers an example)
+    h <- h + a1 * proj(attention(qkv((1 + g1) * norm(h) + b1)))
+    h <- h + a2 * mlp((1 + g2) * norm(h) + b2)
+
+with W = w = 0 at first, so that each block starts as the identity; the output layer starts at
+zero too, hence so does the network.
+
+Source: Peebles and Xie 2023 (arXiv:2212.09748), section 3.2 and Figure 3.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxdiff import numerics
+from jaxdiff.nn.layers import (
+    Conditioning,
+    Linear,
+    attention,
+    check_image_shape,
+    check_input,
+    check_options,
+    checkpointed,
+    dropout,
+    layer_norm,
+    output_dtype,
+)
+from jaxdiff.typing import Array, Key
+
+
+def patchify(x: Array, patch_size: int) -> Array:
+    """Cut images (B, H, W, C) into tokens (B, N, p p C), row by row."""
+    num_rows, height, width, channels = x.shape
+    p = patch_size
+    x = x.reshape(num_rows, height // p, p, width // p, p, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(num_rows, -1, p * p * channels)
+
+
+def unpatchify(tokens: Array, patch_size: int, shape: tuple[int, int, int]) -> Array:
+    """Undo :func:`patchify`: tokens (B, N, p p C) to images (B, H, W, C)."""
+    height, width, channels = shape
+    p = patch_size
+    x = tokens.reshape(-1, height // p, width // p, p, p, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *shape)
+
+
+def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
+    """Return fixed position embeddings (rows * columns, width), in float32.
+
+    The first half encodes the column, the second the row, each as sines then cosines with
+    frequencies 10000^(-4 k / width), k = 0..width/4 - 1.
+
+    Source: the 2-D form of Vaswani et al. 2017 (arXiv:1706.03762), section 3.5, that Peebles
+    and Xie use.
+    """
+    frequencies = 10000.0 ** (-np.arange(width // 4) / (width // 4))
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    angles = [np.outer(position, frequencies) for position in (column, row)]
+    parts = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+    return np.concatenate(parts, axis=-1).astype(np.float32)
+
+
+def modulate(x: Array, shift: Array, scale: Array) -> Array:
+    """Return (1 + scale) * norm(x) + shift, for x (B, N, C) and shift, scale (B, 1, C)."""
+    return layer_norm(x) * (1.0 + scale) + shift
+
+
+class DiTBlock(nnx.Module):
+    """One adaLN-Zero block; `options` go to its layers."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        num_heads: int,
+        mlp_ratio: int,
+        dropout: float,
+        site: int,
+        **options: Any,
+    ) -> None:
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.site = site
+        zeros = nnx.initializers.zeros
+        xavier = nnx.initializers.xavier_uniform()
+        self.modulation = Linear(width, 6 * width, kernel_init=zeros, **options)
+        self.qkv = Linear(width, 3 * width, kernel_init=xavier, **options)
+        self.projection = Linear(width, width, kernel_init=xavier, **options)
+        self.inner = Linear(width, mlp_ratio * width, kernel_init=xavier, **options)
+        self.outer = Linear(mlp_ratio * width, width, kernel_init=xavier, **options)
+
+    def __call__(self, h: Array, c: Array, key: Key | None) -> Array:
+        """Map tokens (B, N, C) and activated conditioning (B, C) to tokens (B, N, C)."""
+        modulation = self.modulation(c)[:, jnp.newaxis]
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
+        mixed = attention(self.qkv(modulate(h, shift1, scale1)), self.num_heads)
+        h = h + gate1 * dropout(self.projection(mixed), self.dropout, key, 2 * self.site)
+        inner = jax.nn.gelu(self.inner(modulate(h, shift2, scale2)), approximate=True)
+        return h + gate2 * dropout(self.outer(inner), self.dropout, key, 2 * self.site + 1)
+
+
+class DiT(nnx.Module):
+    """A diffusion transformer on images.
+
+    SPEED_NOTE
+
+    Args:
+        shape: (H, W, C) of the images.
+        patch_size: p, a divisor of H and W.
+        width: of the tokens, a multiple of 4 and of `num_heads`.
+        depth: number of blocks.
+        num_heads: of the attention.
+        mlp_ratio: width of the perceptrons' hidden layer over `width`.
+        learned_positions: learn the position embedding, starting from the fixed one.
+        num_classes: None or 0 for an unconditional network; otherwise labels are integers in
+            0..num_classes, num_classes being the null label.
+        dropout: rate at the end of both branches of a block, on when a key is given.
+        remat: recompute the blocks in the backward pass, for memory.
+        dtype: of the computation; normalisation and softmax are in float32 at least.
+        param_dtype: of the parameters.
+        rngs: source of the initial parameters, which follow from its seed.
+
+    Raises:
+        ValueError: if a size is below 1, does not divide as said above, or `dropout` lies
+            outside [0, 1).
+
+    Source: Peebles and Xie 2023 (arXiv:2212.09748), with log-SNR for the time step, and
+    dropout, which they do not use.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        patch_size: int = 2,
+        width: int = 128,
+        depth: int = 4,
+        num_heads: int = 4,
+        mlp_ratio: int = 4,
+        learned_positions: bool = False,
+        num_classes: int | None = None,
+        dropout: float = 0.0,
+        remat: bool = False,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.shape = check_image_shape(shape)
+        sizes = {"patch_size": patch_size, "width": width, "depth": depth, "num_heads": num_heads}
+        check_options(mlp_ratio=mlp_ratio, dropout=dropout, num_classes=num_classes, **sizes)
+        if self.shape[0] % patch_size or self.shape[1] % patch_size:
+            raise ValueError(
+                f"`patch_size` must divide H and W; got {patch_size} for {self.shape[:2]}."
+            )
+        if width % 4 or width % num_heads:
+            raise ValueError(
+                f"`width` must be a multiple of 4 and of num_heads = {num_heads}; got {width}."
+            )
+        self.patch_size = patch_size
+        self.width = width
+        self.depth = depth
+        self.remat = remat
+        self.dtype = dtype
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        zeros = nnx.initializers.zeros
+        patch_dims = patch_size**2 * self.shape[2]
+        self.conditioning = Conditioning(width, num_classes=num_classes, **options)
+        self.input = Linear(
+            patch_dims, width, kernel_init=nnx.initializers.xavier_uniform(), **options
+        )
+        self.positions = (
+            nnx.Param(jnp.asarray(self._fixed_positions(), param_dtype))
+            if learned_positions
+            else None
+        )
+        for i in range(depth):
+            block = DiTBlock(
+                width,
+                num_heads=num_heads,
+                mlp_ratio=mlp_ratio,
+                dropout=dropout,
+                site=i,
+                **options,
+            )
+            setattr(self, f"block_{i:02d}", block)
+        self.final_modulation = Linear(width, 2 * width, kernel_init=zeros, **options)
+        self.output = Linear(width, patch_dims, kernel_init=zeros, **options)
+
+    def __call__(
+        self, x: Array, t: Array, cond: Array | None = None, *, key: Key | None = None
+    ) -> Array:
+        """Evaluate the network.
+
+        Args:
+            x: images, shape (B, H, W, C).
+            t: log-SNR, shape () or (B,); infinities are allowed.
+            cond: integer labels (B,), or None for the null label.
+            key: one key or (B,) row keys: training, with dropout; None: evaluation.
+
+        Returns:
+            Shape (B, H, W, C), in the dtype of the computation but at least float32; 0 at
+            initialisation.
+
+        Raises:
+            ValueError: if a shape is wrong, a concrete label out of range, or `cond` given to
+                an unconditional network.
+        """
+        x = check_input(x, self.shape, self.dtype)
+        num_rows = x.shape[0]
+        rows = None if key is None else numerics.row_keys(key, num_rows)
+        positions = self._fixed_positions() if self.positions is None else self.positions[...]
+        h = self.input(patchify(x, self.patch_size))
+        h = h + jnp.asarray(positions, self.dtype)[jnp.newaxis]
+        c = jax.nn.silu(self.conditioning(t, cond, num_rows))
+        for i in range(self.depth):
+            h = checkpointed(getattr(self, f"block_{i:02d}"), self.remat)(h, c, rows)
+        shift, scale = jnp.split(self.final_modulation(c)[:, jnp.newaxis], 2, axis=-1)
+        tokens = self.output(modulate(h, shift, scale)).astype(output_dtype(self.dtype))
+        return unpatchify(tokens, self.patch_size, self.shape)
+
+    def _fixed_positions(self) -> np.ndarray:
+        height, width, _ = self.shape
+        return sincos_positions(height // self.patch_size, width // self.patch_size, self.width)

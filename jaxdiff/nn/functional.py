@@ -1,0 +1,96 @@
+"""From a stateful NNX module to a pure function of its parameters.
+
+A module is a graph of Python objects that hold arrays. :func:`functional` splits it once into
+its structure and its parameters, a nested dict with string keys, and returns a function that
+puts the two together again while it is traced. Nothing is left that a call could change, so the
+result may be jitted, differentiated, and mapped over examples or over parameters.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from flax import nnx
+
+from jaxdiff.typing import Apply, Array, Key, PyTree
+
+
+def functional(module: nnx.Module) -> tuple[dict[str, Any], Apply]:
+    """Take a module apart into its parameters and a pure function.
+
+    Args:
+        module: called as ``module(x_t, t, cond, key=key)``; `key` is None in evaluation. Its
+            parameters are shared with `params`, and the module itself is not used again.
+
+    Returns:
+        (params, apply). `params` is a nest of plain dicts with string keys, whose leaves are
+        the `nnx.Param` arrays. ``apply(params, x_t, t, cond=None, *, key=None)`` is pure; a
+        key turns training behaviour (dropout) on.
+
+    Raises:
+        ValueError: if the module holds state other than `nnx.Param` (batch-norm statistics,
+            the counters of `nnx.Dropout`), which a pure function could not update, or a list
+            of sub-modules, whose integer keys do not survive a checkpoint.
+    """
+    graph, state, *others = nnx.split(module, nnx.Param, ...)
+    kept = [
+        f"{_name(path)} ({type(leaf).__name__})"
+        for other in others
+        for path, leaf in nnx.to_flat_state(other)
+    ]
+    if kept:
+        raise ValueError(
+            f"`module` must hold no state but nnx.Param; got {', '.join(kept)}. Use layers "
+            "without state: group or layer normalisation, and dropout that takes the key."
+        )
+    params = nnx.to_pure_dict(state)
+    listed = list(_integer_paths(params))
+    if listed:
+        raise ValueError(
+            f"`module` must name its parameters by strings; got integer keys at "
+            f"{', '.join(listed)}. A checkpoint returns them as strings, in which order 10 "
+            "precedes 2. Instead of a list, set attributes with zero-padded names: "
+            'setattr(self, f"block_{i:02d}", block).'
+        )
+
+    def apply(
+        params: PyTree, x_t: Array, t: Array, cond: PyTree = None, *, key: Key | None = None
+    ) -> Array:
+        return nnx.merge(graph, params)(x_t, t, cond, key=key)
+
+    return params, apply
+
+
+def on_log_snr(apply: Apply, log_snr: Callable[[Array], Array]) -> Apply:
+    """Let a network see the log-SNR in place of the time.
+
+    Args:
+        apply: ``apply(params, x_t, log_snr, cond, key=key)``.
+        log_snr: that of the process, ``process.log_snr``; it may be infinite at the ends.
+
+    Returns:
+        A network of (x_t, t), with t of shape () or (B,).
+
+    Source: Ho and Salimans 2022 (arXiv:2207.12598), section 2, where log-SNR stands for time.
+    """
+
+    def apply_at_time(
+        params: PyTree, x_t: Array, t: Array, cond: PyTree = None, *, key: Key | None = None
+    ) -> Array:
+        return apply(params, x_t, log_snr(t), cond, key=key)
+
+    return apply_at_time
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _integer_paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[str]:
+    """Yield the path of each shallowest key that is not a string."""
+    if not isinstance(tree, Mapping):
+        return
+    for key, branch in tree.items():
+        if isinstance(key, str):
+            yield from _integer_paths(branch, (*path, key))
+        else:
+            yield _name((*path, key))

@@ -1,0 +1,155 @@
+"""Pictures: grids of images, strips over time, animations, training curves.
+
+Images come as uint8 (..., H, W, C) with C 1 or 3. Small images are magnified by whole factors, so
+that every pixel stays a square.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+INK, MUTED, ACCENT, SECOND = "#1b1f24", "#6b7480", "#2f6db5", "#c8553d"
+
+
+def tile(images: np.ndarray, num_columns: int, *, pad: int = 1, fill: int = 255) -> np.ndarray:
+    """Lay images out in rows.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        num_columns: images a row.
+        pad: pixels between and around them.
+        fill: the level of the padding.
+
+    Returns:
+        uint8 (rows, columns, 3).
+    """
+    num, height, width, channels = images.shape
+    num_rows = -(-num // num_columns)
+    sheet = np.full(
+        (num_rows * (height + pad) + pad, num_columns * (width + pad) + pad, channels),
+        fill,
+        np.uint8,
+    )
+    for i, image in enumerate(images):
+        row, column = divmod(i, num_columns)
+        top, left = row * (height + pad) + pad, column * (width + pad) + pad
+        sheet[top : top + height, left : left + width] = image
+    return np.broadcast_to(sheet, (*sheet.shape[:2], 3)) if channels == 1 else sheet[..., :3]
+
+
+def magnify(image: np.ndarray, factor: int) -> np.ndarray:
+    """Repeat every pixel of (H, W, C) `factor` times both ways."""
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def save_sheet(path: Path, images: np.ndarray, *, num_columns: int = 8) -> None:
+    """Save images (N, H, W, C) as one PNG, magnified to be looked at."""
+    from PIL import Image
+
+    factor = max(1, 64 // images.shape[2])
+    Image.fromarray(magnify(tile(images, num_columns), factor)).save(path)
+
+
+def save_animation(path: Path, frames: np.ndarray, *, num_columns: int = 10) -> None:
+    """Save frames (T, N, H, W, C) as a GIF that pauses on its last frame."""
+    from PIL import Image
+
+    factor = max(1, 40 // frames.shape[3])
+    sheets = [Image.fromarray(magnify(tile(frame, num_columns), factor)) for frame in frames]
+    durations = [60] * (len(sheets) - 1) + [1800]
+    sheets[0].save(path, save_all=True, append_images=sheets[1:], duration=durations, loop=0)
+
+
+def _figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(width, height), layout="constrained", **options)
+
+
+def _save(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    # No creation date and no version among the metadata: the same figure is the same file.
+    figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
+    plt.close(figure)
+
+
+def save_by_class(
+    path: Path, real: np.ndarray, drawn: np.ndarray, names: Sequence[str], title: str
+) -> None:
+    """Save one row a class: real images on the left, samples of that class on the right.
+
+    Args:
+        path: a PNG.
+        real: uint8 (K, N, H, W, C).
+        drawn: uint8 (K, M, H, W, C).
+        names: one a class.
+        title: of the whole.
+    """
+    num_classes, height = len(real), real.shape[2] + 1
+    widths = [images.shape[1] for images in (real, drawn)]
+    figure, axes = _figure(
+        0.42 * sum(widths) + 1.2, 0.42 * num_classes + 0.8, ncols=2, width_ratios=widths
+    )
+    for axis, images, label in zip(axes, (real, drawn), ("real, held out", "drawn"), strict=True):
+        axis.imshow(tile(images.reshape(-1, *images.shape[2:]), images.shape[1]))
+        axis.set_title(label, fontsize=10, color=INK)
+        axis.set_xticks([])
+        axis.tick_params(length=0, labelsize=10, labelcolor=INK)
+        axis.set_yticks([(i + 0.5) * height for i in range(num_classes)])
+        axis.set_yticklabels(names if axis is axes[0] else [])
+        axis.spines[:].set_visible(False)
+    axes[0].set_ylabel("class", color=MUTED)
+    figure.suptitle(title, fontsize=12, color=INK)
+    _save(figure, path)
+
+
+def save_strip(
+    path: Path, frames: np.ndarray, labels: Sequence[str], title: str, caption: str
+) -> None:
+    """Save a strip over time: one column a time, one row an image.
+
+    Args:
+        path: a PNG.
+        frames: uint8 (T, N, H, W, C).
+        labels: one a time, below its column.
+        title: above.
+        caption: below, what the labels are.
+    """
+    num_times, num_images = frames.shape[:2]
+    figure, axis = _figure(0.72 * num_times + 0.4, 0.72 * num_images + 1.1)
+    rows = frames.swapaxes(0, 1).reshape(-1, *frames.shape[2:])
+    axis.imshow(tile(rows, num_times))
+    width = frames.shape[3] + 1
+    axis.set_xticks([(i + 0.5) * width for i in range(num_times)])
+    axis.set_xticklabels(labels)
+    axis.set_yticks([])
+    axis.tick_params(length=0, labelsize=9, labelcolor=INK)
+    axis.spines[:].set_visible(False)
+    axis.set_xlabel(caption, fontsize=10, color=MUTED)
+    axis.set_title(title, fontsize=12, color=INK)
+    _save(figure, path)
+
+
+def save_curve(
+    path: Path, steps: Sequence[float], values: Sequence[float], *, title: str, ylabel: str
+) -> None:
+    """Save a curve over training steps, on a logarithmic axis, with a running median."""
+    figure, axis = _figure(6.4, 3.6)
+    half = max(1, len(values) // 40)
+    medians = [np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+    axis.plot(steps, values, color=ACCENT, alpha=0.35, linewidth=1, label="logged batch")
+    axis.plot(steps, medians, color=ACCENT, linewidth=2, label="running median")
+    axis.set_yscale("log")
+    axis.set_xlabel("training step", color=INK)
+    axis.set_ylabel(ylabel, color=INK)
+    axis.set_title(title, fontsize=12, color=INK)
+    axis.grid(color="#e4e7eb", linewidth=0.8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, labelcolor=INK)
+    _save(figure, path)
