@@ -12,6 +12,7 @@ to the same images.
 import contextlib
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -183,7 +184,7 @@ def restore(directory: Path) -> tuple[Config, Restored]:
 
 def main(argv: list[str]) -> int:
     """Run the command line."""
-    commands = {
+    commands: dict[str, Callable[..., None]] = {
         "train": functools.partial(train, config=command.preset_of(argv, PRESETS)),
         "sample": sample,
         "evaluate": evaluate,

@@ -128,14 +128,15 @@ def mixture_bits(
         if num_components > len(flat_train):
             continue
         fitted = GaussianMixture(num_components, reg_covar=1e-3, random_state=seed)
-        log_prob = fitted.fit(flat_train).score_samples(flat_test)
+        log_prob = jnp.asarray(fitted.fit(flat_train).score_samples(flat_test))
         bits = likelihood.bits_per_dim(log_prob, flat_test.shape[1], bin_width)
         results[num_components] = float(np.mean(bits))
     return results
 
 
 def _dequantized(key: Key, images: data.Images) -> np.ndarray:
-    return np.asarray(data.dequantize(key, images.levels, images.num_levels, dtype=jnp.float32))
+    levels = jnp.asarray(images.levels)
+    return np.asarray(data.dequantize(key, levels, images.num_levels, dtype=jnp.float32))
 
 
 def _labels(images: data.Images) -> np.ndarray:
@@ -215,7 +216,9 @@ def _draw_noising(
     """Draw q(x_t | x_0) of one image a class, the same noise at every time."""
     labels = _labels(test)
     firsts = [int(np.flatnonzero(labels == k)[0]) for k in range(min(num_classes, 10))]
-    x0 = data.centers(test.levels[np.array(firsts)], test.num_levels, dtype=jnp.float32)
+    x0 = data.centers(
+        jnp.asarray(test.levels[np.array(firsts)]), test.num_levels, dtype=jnp.float32
+    )
     times = np.linspace(0.0, float(model.process.t_max), 11, dtype=np.float32)
     frames = []
     for t in times:

@@ -182,7 +182,9 @@ def from_record(record: Mapping[str, Any]) -> Config:
             "This run was written by another version of the experiment: its config differs in "
             f"{', '.join(sorted(record.keys() ^ fields))}."
         )
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+    }
     config = Config(**values)
     return dataclasses.replace(config, decay_steps=config.decay_steps or config.num_steps)
 
@@ -193,7 +195,7 @@ def open_images(config: Config, split: str) -> data.Images:
         return data.load_images(config.data, split, data_dir=config.data_dir)
 
 
-def pixels(x: Array, num_levels: int) -> np.ndarray:
+def pixels(x: Any, num_levels: int) -> np.ndarray:
     """Turn images in [-1, 1] into uint8 of 256 levels, for pictures."""
     levels = np.asarray(data.to_levels(x, num_levels), np.int32)
     return (levels * 255 // (num_levels - 1)).astype(np.uint8)

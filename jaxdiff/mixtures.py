@@ -98,7 +98,7 @@ class Mixture:
         return self.means[component] + jnp.einsum("nij,nj->ni", roots[component], noise)
 
     def diffuse(self, process: Process, t: Array) -> "Mixture":
-        """Return the mixture that q(x_t) is at one time t, shape ()."""
+        """Return the mixture that q(x_t) is at one time t; ValueError if its shape is not ()."""
         t = numerics.as_time(t).astype(self.means.dtype)
         if t.ndim != 0:
             raise ValueError(f"`t` must be one time, shape (); got {t.shape}.")

@@ -1,5 +1,7 @@
 """Networks and their functional form: float32 in and out although the tests run in float64."""
 
+import functools
+
 import equinox as eqx
 import flax.linen as linen
 import jax
@@ -11,6 +13,8 @@ from flax import nnx
 from jaxdiff import denoisers, nn, numerics, processes
 
 NUM_CLASSES = 3
+# Nearly all the time here is LLVM's; these arrays are too small to need its optimisations.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def make(name, **options):
@@ -21,29 +25,40 @@ def make(name, **options):
     shape = (8, 8, 1)
     if name == "unet":
         return nn.UNet(shape, channels=4, multipliers=(1, 2), num_heads=2, **options), shape
-    return nn.DiT(shape, width=16, depth=2, num_heads=2, **options), shape
+    return nn.DiT(shape, width=16, depth=1, num_heads=2, **options), shape
 
 
-def randomise(params):
-    """Replace the initial parameters, zeros among them, so that every path is open."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    draws = [
-        0.3 * jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(tree, draws)
+@functools.cache
+def outline(name, **options):
+    """Build a network with shapes for parameters: drawing them is what takes time to compile."""
+    module = nnx.eval_shape(lambda: make(name, **options)[0])
+    return module, (2,) if name == "mlp" else (8, 8, 1)
 
 
-def prepare(name, num_rows=4, **options):
-    module, shape = make(name, **options)
-    params, apply = nn.functional(module)
-    x = jax.random.normal(jax.random.key(2), (num_rows, *shape), jnp.float32)
-    t = jnp.linspace(-5.0, 5.0, num_rows, dtype=jnp.float32)
-    labels = jnp.arange(num_rows) % (NUM_CLASSES + 1)
-    return randomise(params), jax.jit(apply), x, t, labels
+@functools.cache
+def prepare(name, **options):
+    """Return (params, jitted apply, x, t, labels) for a batch of 4; compiled once for all tests.
+
+    No parameter is zero, so that every path is open.
+    """
+    module, shape = outline(name, **options)
+    shapes, apply = nn.functional(module)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype), shapes)
+    x = jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32)
+    t = jnp.linspace(-5.0, 5.0, 4, dtype=jnp.float32)
+    return params, quick_jit(apply), x, t, jnp.arange(4)
+
+
+def check(name, x, t, cond=None, **options):
+    """Run the checks of a network, and none of its arithmetic."""
+    params, apply = nn.functional(outline(name, **options)[0])
+    jax.eval_shape(lambda params, x, t: apply(params, x, t, cond), params, x, t)
 
 
 each_network = pytest.mark.parametrize("name", ["mlp", "unet", "dit"])
+# Where the three share the code under test: the U-Net takes several seconds a compilation.
+mlp_and_dit = pytest.mark.parametrize("name", ["mlp", "dit"])
 
 
 # --- Values ---------------------------------------------------------------------------------
@@ -62,7 +77,7 @@ each_network = pytest.mark.parametrize("name", ["mlp", "unet", "dit"])
     ],
 )
 def test_output_has_the_shape_of_the_input(build, shape):
-    params, apply = nn.functional(build(shape, nnx.Rngs(0)))
+    params, apply = nn.functional(nnx.eval_shape(lambda: build(shape, nnx.Rngs(0))))
     x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     t = jax.ShapeDtypeStruct((), jnp.float32)
     output = jax.eval_shape(apply, params, x, t)
@@ -70,17 +85,16 @@ def test_output_has_the_shape_of_the_input(build, shape):
 
 
 @each_network
-def test_initial_output_is_exactly_zero(name):
-    module, shape = make(name)
-    output = module(jnp.ones((2, *shape), jnp.float32), jnp.float32(0.5), jnp.array([0, 1]))
-    np.testing.assert_array_equal(output, 0.0)
+def test_initialisation_follows_from_the_seed_and_outputs_exactly_zero(name):
+    _, apply, x, t, labels = prepare(name)
 
+    @quick_jit
+    def initialise(key):
+        return nn.functional(make(name, rngs=nnx.Rngs(key))[0])[0]
 
-@each_network
-def test_parameters_follow_from_the_seed(name):
-    first, again, other = (
-        nn.functional(make(name, rngs=nnx.Rngs(seed))[0])[0] for seed in (5, 5, 6)
-    )
+    # Any generator shows it; rbg compiles quickly.
+    first, again, other = (initialise(jax.random.key(seed, impl="rbg")) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(apply(first, x, t, labels), 0.0)
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(*(p["conditioning"]["time_in"]["kernel"] for p in (first, other)))
 
@@ -122,21 +136,26 @@ def test_infinite_log_snr_gives_finite_output_and_gradients(name):
     t = jnp.array([-jnp.inf, jnp.inf, -20.0, 20.0], jnp.float32)
 
     def total(params, x, t):
-        return jnp.mean(apply(params, x, t, labels) ** 2)
+        return jnp.mean(apply.__wrapped__(params, x, t, labels) ** 2)
 
-    value, gradients = jax.value_and_grad(total, argnums=(0, 1, 2))(params, x, t)
+    value, gradients = quick_jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(params, x, t)
     assert jax.tree.all(jax.tree.map(lambda a: jnp.isfinite(a).all(), (value, gradients)))
     ends = apply(params, jnp.broadcast_to(x[:1], x.shape), t, jnp.zeros(4, int))
     np.testing.assert_array_equal(ends[:2], ends[2:])
 
 
 @each_network
-def test_bfloat16_computes_with_float32_parameters(name):
-    params, apply, x, t, labels = prepare(name, dtype=jnp.bfloat16)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_parameters_and_output_are_float32_whatever_the_computation(name, dtype):
+    params, apply, x, t, labels = prepare(name, dtype=dtype)
     assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
-    output = apply(params, x, t, labels)
-    assert output.dtype == jnp.float32
-    exact = prepare(name)[1](params, x, t, labels)
+    assert jax.eval_shape(apply, params, x, t, labels).dtype == jnp.float32
+
+
+@mlp_and_dit
+def test_bfloat16_agrees_with_float32_to_its_precision(name):
+    params, apply, x, t, labels = prepare(name, dtype=jnp.bfloat16)
+    output, exact = (f(params, x, t, labels) for f in (apply, prepare(name)[1]))
     error = float(jnp.linalg.norm(output - exact) / jnp.linalg.norm(exact))
     assert 1e-4 < error < 0.1  # 8 bits: 0.004 an operation, over some tens of them
 
@@ -145,7 +164,7 @@ def test_bfloat16_computes_with_float32_parameters(name):
 def test_float64_is_computed_where_asked_for(name):
     params, apply, x, t, labels = prepare(name, dtype=jnp.float64, param_dtype=jnp.float64)
     assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype(jnp.float64)}
-    assert apply(params, x, t, labels).dtype == jnp.float64
+    assert jax.eval_shape(apply, params, x, t, labels).dtype == jnp.float64
 
 
 def test_layer_norm_is_the_published_formula():
@@ -170,29 +189,35 @@ def test_patches_are_contiguous_and_come_back():
 # --- Dropout and rematerialisation ----------------------------------------------------------
 
 
-@each_network
-def test_dropout_is_on_only_with_a_key(name):
-    params, apply, x, t, labels = prepare(name, dropout=0.5)
-    key = jax.random.key(3)
-    evaluated = apply(params, x, t, labels)
-    np.testing.assert_array_equal(evaluated, prepare(name)[1](params, x, t, labels, key=key))
-    trained = apply(params, x, t, labels, key=key)
-    assert np.abs(trained - evaluated).max() > 1e-2
-    other = apply(params, x, t, labels, key=jax.random.key(4))
-    assert np.abs(trained - other).max() > 1e-2
-
-
-@each_network
-def test_dropout_of_a_row_does_not_depend_on_the_batch(name):
+@mlp_and_dit
+def test_dropout_is_on_with_a_key_and_masks_rows_whatever_the_batch(name):
     params, apply, x, t, labels = prepare(name, dropout=0.5)
     key = jax.random.key(3)
     batch = apply(params, x, t, labels, key=key)
     first = apply(params, x[:2], t[:2], labels[:2], key=key)
-    rows = numerics.row_keys(key, 4)[2:]
-    last = apply(params, x[2:], t[2:], labels[2:], key=rows)
     # A different mask would change the output by its own size; the rest is float32 rounding.
-    atol = 2e-5 * float(jnp.abs(batch).max())
-    np.testing.assert_allclose(jnp.concatenate([first, last]), batch, atol=atol)
+    np.testing.assert_allclose(first, batch[:2], atol=2e-5 * float(jnp.abs(batch).max()))
+    assert np.abs(batch - prepare(name)[1](params, x, t, labels)).max() > 1e-2
+
+
+@each_network
+def test_nothing_random_is_drawn_without_a_key_or_without_dropout(name):
+    params, apply, x, t, labels = prepare(name, dropout=0.5)
+    key = jax.random.key(3)
+    draws = "random_bits"
+    assert draws in str(jax.make_jaxpr(apply.__wrapped__)(params, x, t, labels, key=key))
+    assert draws not in str(jax.make_jaxpr(apply.__wrapped__)(params, x, t, labels))
+    assert draws not in str(
+        jax.make_jaxpr(prepare(name)[1].__wrapped__)(params, x, t, labels, key=key)
+    )
+
+
+def test_row_keys_draw_the_rows_that_one_key_draws():
+    params, apply, x, t, labels = prepare("mlp", dropout=0.5)
+    key = jax.random.key(3)
+    batch = apply(params, x, t, labels, key=key)
+    last = apply(params, x[2:], t[2:], labels[2:], key=numerics.row_keys(key, 4)[2:])
+    np.testing.assert_allclose(last, batch[2:], atol=2e-5 * float(jnp.abs(batch).max()))
 
 
 def test_dropout_keeps_the_mean_and_differs_between_rows_and_sites():
@@ -210,24 +235,30 @@ def test_dropout_keeps_the_mean_and_differs_between_rows_and_sites():
 
 
 @each_network
+def test_remat_wraps_the_blocks(name):
+    plain, remat = (
+        str(jax.make_jaxpr(apply.__wrapped__)(params, x, t))
+        for params, apply, x, t, _ in (prepare(name), prepare(name, remat=True))
+    )
+    assert "remat" not in plain
+    assert "remat" in remat
+
+
+@mlp_and_dit
 def test_remat_gives_the_same_gradient(name):
-    params, plain, x, t, labels = prepare(name, dropout=0.5)
-    remat = prepare(name, dropout=0.5, remat=True)[1]
-    key = jax.random.key(3)
+    params, _, x, t, labels = prepare(name)
 
     def gradient(apply):
-        return jax.grad(lambda p: jnp.mean(apply(p, x, t, labels, key=key) ** 2))
+        def loss(params):
+            return jnp.mean(apply.__wrapped__(params, x, t, labels) ** 2)
 
-    assert "checkpoint" not in str(jax.make_jaxpr(gradient(plain))(params))
-    assert "checkpoint" in str(jax.make_jaxpr(gradient(remat))(params))
-    plain_gradient, remat_gradient = gradient(plain)(params), gradient(remat)(params)
-    scale = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(plain_gradient))
-    # The same float32 operations, fused differently.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * scale),
-        plain_gradient,
-        remat_gradient,
-    )
+        return quick_jit(jax.grad(loss))(params)
+
+    plain, remat = (gradient(prepare(name, **kind)[1]) for kind in ({}, {"remat": True}))
+    scale = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(plain))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
+        # The same float32 operations, fused differently.
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * scale)
 
 
 # --- The functional form --------------------------------------------------------------------
@@ -242,29 +273,28 @@ def keys_of(tree):
 
 @each_network
 def test_parameters_are_plain_dicts_with_string_keys(name):
-    params, _ = nn.functional(make(name)[0])
+    params, _ = nn.functional(outline(name)[0])
     assert {type(key) for key in keys_of(params)} == {str}
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
 
 
 def test_twelve_blocks_sort_in_order():
-    module = nn.DiT((4, 4, 1), width=4, depth=12, num_heads=1, rngs=nnx.Rngs(0))
-    params, _ = nn.functional(module)
+    build = functools.partial(nn.DiT, (4, 4, 1), width=4, depth=12, num_heads=1)
+    params, _ = nn.functional(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
     blocks = [key for key in params if key.startswith("block_")]
     assert blocks == [f"block_{i:02d}" for i in range(12)]
     assert sorted(blocks) == blocks
 
 
-@each_network
+@mlp_and_dit
 def test_jit_equals_eager(name):
     params, jitted, x, t, labels = prepare(name)
-    eager = nn.functional(make(name)[0])[1](params, x, t, labels)
+    eager = nn.functional(outline(name)[0])[1](params, x, t, labels)
     compiled = jitted(params, x, t, labels)
     # Fusion reorders float32 sums.
     np.testing.assert_allclose(compiled, eager, atol=2e-5 * float(jnp.abs(eager).max()))
 
 
-@each_network
+@mlp_and_dit
 def test_vmap_over_seeds_equals_a_loop(name):
     params, apply, x, t, labels = prepare(name)
     stack = jax.tree.map(lambda a: jnp.stack([a, 0.5 * a]), params)
@@ -273,17 +303,23 @@ def test_vmap_over_seeds_equals_a_loop(name):
     np.testing.assert_allclose(both[1], alone, atol=2e-5 * float(jnp.abs(alone).max()))
 
 
-@each_network
+@mlp_and_dit
 def test_forward_mode_equals_reverse_mode(name):
     """Divergences push tangents through the network."""
     params, apply, x, t, labels = prepare(name, dtype=jnp.float64, param_dtype=jnp.float64)
     x = x.astype(jnp.float64)
     tangent = jax.random.normal(jax.random.key(5), x.shape)
-    _, pushed = jax.jvp(lambda x: apply(params, x, t, labels), (x,), (tangent,))
-    _, pull = jax.vjp(lambda x: apply(params, x, t, labels), x)
-    np.testing.assert_allclose(
-        jnp.sum(pushed * tangent), jnp.sum(pull(tangent)[0] * tangent), rtol=1e-8
-    )
+
+    @quick_jit
+    def both_ways(x):
+        def network(x):
+            return apply.__wrapped__(params, x, t, labels)
+
+        pushed = jax.jvp(network, (x,), (tangent,))[1]
+        pulled = jax.vjp(network, x)[1](tangent)[0]
+        return jnp.sum(pushed * tangent), jnp.sum(pulled * tangent)
+
+    np.testing.assert_allclose(*both_ways(x), rtol=1e-10)
 
 
 def test_other_state_is_refused_by_name():
@@ -355,10 +391,9 @@ def test_any_callable_serves_as_a_network(build):
 @each_network
 @pytest.mark.parametrize("label", [-1, NUM_CLASSES + 1])
 def test_labels_out_of_range_are_refused(name, label):
-    module, shape = make(name)
-    x = jnp.ones((2, *shape), jnp.float32)
+    x = jnp.ones((2, *outline(name)[1]), jnp.float32)
     with pytest.raises(ValueError, match=r"`cond`.*0\.\.3.*null label"):
-        module(x, jnp.float32(0.0), jnp.array([0, label]))
+        check(name, x, jnp.float32(0.0), jnp.array([0, label]))
 
 
 @pytest.mark.parametrize("label", [-1, NUM_CLASSES + 1])
@@ -371,26 +406,24 @@ def test_traced_labels_out_of_range_give_nan(label):
 @each_network
 @pytest.mark.parametrize("num_classes", [None, 0])
 def test_labels_are_refused_by_an_unconditional_network(name, num_classes):
-    module, shape = make(name, num_classes=num_classes)
-    x = jnp.ones((2, *shape), jnp.float32)
+    x = jnp.ones((2, *outline(name)[1]), jnp.float32)
     with pytest.raises(ValueError, match="`cond` must be None"):
-        module(x, jnp.float32(0.0), jnp.array([0, 1]))
+        check(name, x, jnp.float32(0.0), jnp.array([0, 1]), num_classes=num_classes)
 
 
 @each_network
 def test_wrong_shapes_are_refused(name):
-    module, shape = make(name)
-    x = jnp.ones((2, *shape), jnp.float32)
+    x = jnp.ones((2, *outline(name)[1]), jnp.float32)
     with pytest.raises(ValueError, match="`x` must have shape"):
-        module(x[..., jnp.newaxis], jnp.float32(0.0))
+        check(name, x[..., jnp.newaxis], jnp.float32(0.0))
     with pytest.raises(ValueError, match="`x` must have shape"):
-        module(x[0], jnp.float32(0.0))
+        check(name, x[0], jnp.float32(0.0))
     with pytest.raises(ValueError, match="`t` must have shape"):
-        module(x, jnp.zeros(3, jnp.float32))
+        check(name, x, jnp.zeros(3, jnp.float32))
     with pytest.raises(ValueError, match="`cond` must have shape"):
-        module(x, jnp.float32(0.0), jnp.array([0]))
+        check(name, x, jnp.float32(0.0), jnp.array([0]))
     with pytest.raises(TypeError, match="`cond` must hold integer labels"):
-        module(x, jnp.float32(0.0), jnp.zeros(2, jnp.float32))
+        check(name, x, jnp.float32(0.0), jnp.zeros(2, jnp.float32))
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def make_update(
             ema = _average(state.ema, params, ema_decay)
         else:
             ema = {name: _average(state.ema[name], params, names[name]) for name in names}
-        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return update

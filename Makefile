@@ -1,0 +1,38 @@
+# make run    trains on real digits, judges and draws the model: see runs/digits/report.md
+# make test   checks everything
+# Both install what they need into .venv from PyPI, at the versions of .constraints.txt.
+
+PYTHON  ?= python3
+PRESET  ?= full
+RUN_DIR ?= runs/digits$(if $(filter-out full,$(PRESET)),-$(PRESET))
+BIN     := .venv/bin
+
+.PHONY: run test lint clean
+.DELETE_ON_ERROR:
+
+run: .venv/train
+	$(BIN)/python -m experiments.digits train --preset $(PRESET) --run-dir $(RUN_DIR)
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/train: pyproject.toml .constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --no-compile --constraint .constraints.txt --editable '.[train]'
+	touch $@
+
+.venv/dev: .venv/train
+	$(BIN)/python -m pip install --quiet --no-compile --constraint .constraints.txt --editable '.[train,dev]'
+	touch $@
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "jaxdiff needs Python 3.11 or newer; $(PYTHON) is older. Try make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+clean:
+	rm -rf .venv runs

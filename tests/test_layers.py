@@ -1,0 +1,93 @@
+"""The structure of the package, held to."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import jaxdiff
+
+ROOT = pathlib.Path(__file__).parent.parent
+LAYER = {
+    **dict.fromkeys(("typing", "numerics"), 0),
+    "processes": 1,
+    **dict.fromkeys(("forward", "predictions", "timesteps", "weightings"), 2),
+    **dict.fromkeys(("mixtures", "denoisers", "losses", "samplers", "likelihood"), 3),
+    **dict.fromkeys(("nn", "data", "training", "plotting"), 4),
+    "__init__": 5,
+}
+HEAVY = ("flax", "optax", "orbax", "tensorflow_datasets", "grain", "matplotlib", "sklearn")
+MODULES = sorted((ROOT / "jaxdiff").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    own = path.relative_to(ROOT / "jaxdiff").parts[0].removesuffix(".py")
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.split(".")[0] == "jaxdiff" for alias in node.names)
+            continue
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        assert node.level == 0, f"{path} has a relative import"
+        package, _, rest = (node.module or "").partition(".")
+        assert package != "experiments"
+        if package != "jaxdiff":
+            continue
+        targets = [rest.split(".")[0]] if rest else [alias.name for alias in node.names]
+        for target in targets:
+            # typing and numerics are both at the bottom; numerics may use the types
+            down = LAYER[target] < LAYER[own] or (own, target) == ("numerics", "typing")
+            assert target == own or down, f"{path} imports {target}"
+
+
+def test_networks_import_the_bottom_layer_only():
+    for path in (ROOT / "jaxdiff" / "nn").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxdiff."):
+                assert node.module.split(".")[1] in ("nn", "typing", "numerics")
+
+
+def test_the_core_imports_nothing_heavy():
+    code = f"import sys, jaxdiff; print([m for m in {HEAVY + ('diffrax',)} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def public_functions(path):
+    """Functions of a module and methods of its classes, not those nested in other functions."""
+    for node in ast.parse(path.read_text()).body:
+        members = node.body if isinstance(node, ast.ClassDef) else [node]
+        for member in members:
+            if isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):
+                yield member
+
+
+def test_every_public_function_says_what_it_raises():
+    for path in MODULES:
+        for function in public_functions(path):
+            text = ast.get_docstring(function)
+            assert text, f"{path.name}:{function.name} has no docstring"
+            for node in ast.walk(function):
+                if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                    error = getattr(node.exc.func, "id", "")
+                    assert error in text, f"{path.name}:{function.name} raises {error} unsaid"
+
+
+def test_no_file_is_longer_than_400_lines():
+    for path in [*MODULES, *(ROOT / "experiments").rglob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_the_version_is_a_string():
+    assert jaxdiff.__version__.count(".") == 2
+
+
+def test_constraints_are_names_and_versions_only():
+    for line in (ROOT / ".constraints.txt").read_text().splitlines():
+        name, _, version = line.partition("==")
+        assert name, line
+        assert version, line
+        assert "/" not in line

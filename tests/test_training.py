@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdiff import losses, numerics, processes, timesteps, training
+from jaxdiff.training import make_update, parallel
+
+KEY = jax.random.key(0)
+BATCH = {"x0": jax.random.normal(jax.random.key(1), (16, 3))}
+
+
+def noisy_loss(params, key, batch):
+    """Row i's loss depends on row i's noise, so that a shard's rows can be told apart."""
+    noise = numerics.normal(key, batch["x0"])
+    error = (batch["x0"] + noise) @ params["w"] - 1.0
+    return error**2, {"noise": noise[:, 0]}
+
+
+def start(optimizer, ema_decay=0.9):
+    return training.init({"w": jnp.ones(3)}, optimizer, ema_decay=ema_decay)
+
+
+def test_an_update_is_the_optimizers_on_the_mean_loss():
+    optimizer = optax.adam(0.1)
+    state = start(optimizer)
+    new, metrics = make_update(noisy_loss, optimizer, ema_decay=0.9)(state, KEY, BATCH)
+
+    def mean_loss(params):
+        return noisy_loss(params, jax.random.fold_in(KEY, 0), BATCH)[0].mean()
+
+    loss, grads = jax.value_and_grad(mean_loss)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    np.testing.assert_allclose(new.params["w"], params["w"], rtol=1e-13)
+    np.testing.assert_allclose(new.ema["w"], 0.9 * state.ema["w"] + 0.1 * params["w"], rtol=1e-13)
+    assert jax.tree.structure(new.opt_state) == jax.tree.structure(opt_state)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-13)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-13)
+    assert new.step == 1
+    assert new.step.dtype == jnp.int32
+
+
+def test_several_averages_are_kept_by_name():
+    optimizer = optax.sgd(0.1)
+    decays = {"fast": 0.5, "slow": 0.99}
+    state = start(optimizer, decays)
+    new, _ = make_update(noisy_loss, optimizer, ema_decay=decays)(state, KEY, BATCH)
+    for name, decay in decays.items():
+        one, _ = make_update(noisy_loss, optimizer, ema_decay=decay)(
+            start(optimizer, decay), KEY, BATCH
+        )
+        np.testing.assert_array_equal(new.ema[name]["w"], one.ema["w"])
+
+
+def test_noise_follows_the_step_and_nothing_else():
+    optimizer = optax.sgd(0.1)
+    update = jax.jit(make_update(noisy_loss, optimizer, ema_decay=0.9))
+    state, first = update(start(optimizer), KEY, BATCH)
+    _, second = update(state, KEY, BATCH)
+    _, again = update(state, KEY, BATCH)
+    assert first["noise"] != second["noise"]
+    assert second["noise"] == again["noise"]
+
+
+@pytest.mark.parametrize("num_shards", [2, 4])
+def test_shards_of_a_batch_make_the_update_of_the_whole(num_shards):
+    optimizer = optax.adam(0.1)
+    process = processes.vp()
+
+    def apply(params, x_t, t, cond=None, *, key=None):
+        return jnp.tanh(x_t * params["w"][None])
+
+    loss_fn = losses.denoising(apply, process, times=timesteps.draw_stratified())
+    whole, whole_metrics = jax.jit(make_update(loss_fn, optimizer, ema_decay=0.9))(
+        start(optimizer), KEY, BATCH
+    )
+    sharded = make_update(loss_fn, optimizer, ema_decay=0.9, axis_name="shards")
+    parts = jax.tree.map(lambda x: x.reshape(num_shards, -1, *x.shape[1:]), BATCH)
+    new, metrics = jax.jit(jax.vmap(sharded, (None, None, 0), axis_name="shards"))(
+        start(optimizer), KEY, parts
+    )
+    np.testing.assert_allclose(metrics["loss"][0], whole_metrics["loss"], rtol=1e-12)
+    for got, wanted in zip(jax.tree.leaves(new), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(got[0], wanted, rtol=1e-10)
+
+
+def test_a_donated_state_gives_the_same_update():
+    optimizer = optax.adam(0.1)
+    update = make_update(noisy_loss, optimizer, ema_decay=0.9)
+    params = {"w": jnp.ones(3)}
+    kept, given = (training.init(params, optimizer, ema_decay=0.9) for _ in range(2))
+    for _ in range(3):
+        kept, _ = parallel.jit(update)(kept, KEY, BATCH)
+        given, _ = parallel.jit(update, donate=True)(given, KEY, BATCH)
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(given), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not params["w"].is_deleted()
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.1, float("nan"), {"a": 0.5, "b": 2.0}])
+def test_decays_outside_0_1_are_refused(decay):
+    optimizer = optax.sgd(0.1)
+    with pytest.raises(ValueError, match="`ema_decay"):
+        make_update(noisy_loss, optimizer, ema_decay=decay)
+    with pytest.raises(ValueError, match="`ema_decay"):
+        training.init({"w": jnp.ones(3)}, optimizer, ema_decay=decay)
