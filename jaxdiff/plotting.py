@@ -52,11 +52,11 @@ def save_sheet(path: Path, images: np.ndarray, *, num_columns: int = 8) -> None:
     Image.fromarray(magnify(tile(images, num_columns), factor)).save(path)
 
 
-def save_animation(path: Path, frames: np.ndarray, *, num_columns: int = 10) -> None:
+def save_animation(path: Path, frames: np.ndarray, *, num_columns: int = 5) -> None:
     """Save frames (T, N, H, W, C) as a GIF that pauses on its last frame."""
     from PIL import Image
 
-    factor = max(1, 40 // frames.shape[3])
+    factor = max(1, 64 // frames.shape[3])
     sheets = [Image.fromarray(magnify(tile(frame, num_columns), factor)) for frame in frames]
     durations = [60] * (len(sheets) - 1) + [1800]
     sheets[0].save(path, save_all=True, append_images=sheets[1:], duration=durations, loop=0)

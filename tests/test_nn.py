@@ -244,9 +244,8 @@ def test_remat_wraps_the_blocks(name):
     assert "remat" in remat
 
 
-@mlp_and_dit
-def test_remat_gives_the_same_gradient(name):
-    params, _, x, t, labels = prepare(name)
+def test_remat_gives_the_same_gradient():
+    params, _, x, t, labels = prepare("mlp")
 
     def gradient(apply):
         def loss(params):
@@ -254,7 +253,7 @@ def test_remat_gives_the_same_gradient(name):
 
         return quick_jit(jax.grad(loss))(params)
 
-    plain, remat = (gradient(prepare(name, **kind)[1]) for kind in ({}, {"remat": True}))
+    plain, remat = (gradient(prepare("mlp", **kind)[1]) for kind in ({}, {"remat": True}))
     scale = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(plain))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         # The same float32 operations, fused differently.
@@ -285,10 +284,9 @@ def test_twelve_blocks_sort_in_order():
     assert sorted(blocks) == blocks
 
 
-@mlp_and_dit
-def test_jit_equals_eager(name):
-    params, jitted, x, t, labels = prepare(name)
-    eager = nn.functional(outline(name)[0])[1](params, x, t, labels)
+def test_jit_equals_eager():
+    params, jitted, x, t, labels = prepare("mlp")
+    eager = nn.functional(outline("mlp")[0])[1](params, x, t, labels)
     compiled = jitted(params, x, t, labels)
     # Fusion reorders float32 sums.
     np.testing.assert_allclose(compiled, eager, atol=2e-5 * float(jnp.abs(eager).max()))

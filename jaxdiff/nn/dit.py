@@ -110,7 +110,12 @@ class DiTBlock(nnx.Module):
 class DiT(nnx.Module):
     """A diffusion transformer on images.
 
-    SPEED_NOTE
+    Speed on CPU, one adamw step of 128 images of 8 x 8 x 1 at the default sizes, all variants
+    interleaved on two loaded cores: dense layers on flattened tokens 1.35 times as fast as on
+    (B, N, C), normalisation by products 1.16 times as fast as the one-pass variance, and with
+    plain attention 2.6 times in all. relu would gain another 12%; attention by einsum or
+    `jax.nn.dot_product_attention`, one modulation layer for all blocks, tokens first, a
+    narrower conditioning and silu for gelu change it by less than the noise.
 
     Args:
         shape: (H, W, C) of the images.

@@ -1,0 +1,209 @@
+"""The digits experiment, through its command line."""
+
+import hashlib
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import bench, digits
+
+ROOT = pathlib.Path(__file__).parent.parent
+FIGURES = ("samples.png", "noising.png", "reverse.png", "reverse.gif", "loss.png")
+
+
+def run(capsys, *argv):
+    """Run a command as a user's process would, in this one; return code, stdout, stderr."""
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        try:
+            code = digits.main([str(word) for word in argv])
+        except SystemExit as stop:  # tyro's own refusals
+            code = stop.code
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of the smoke preset, by the real command line."""
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    command = [sys.executable, "-W", "error", "-m", "experiments.digits", "train"]
+    done = subprocess.run(
+        [*command, "--preset", "smoke", "--run-dir", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def listing(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_train_leaves_everything_that_others_rely_on(trained):
+    record = json.loads((trained / "config.json").read_text())
+    assert {"config", "hash", "versions", "device", "git_commit"} <= record.keys()
+    metrics = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == [5, 10, 15, 20]
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    results = json.loads((trained / "evaluation.json").read_text())
+    for name in (
+        "held_out_bits_per_dim",
+        "held_out_bits_per_dim_stderr",
+        "mixture_bits_per_dim",
+        "train_bits_per_dim",
+        "steps_per_second",
+        "samples_per_second",
+    ):
+        assert math.isfinite(results[name])
+        assert results[name] > 0
+    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["10", "20"]
+    report = (trained / "report.md").read_text()
+    assert record["hash"] in report
+    for name in FIGURES:
+        assert name in report
+        with Image.open(trained / name) as image:
+            assert min(image.size) > 100
+            assert name != "reverse.gif" or image.n_frames >= 5
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(trained, capsys):
+    before = listing(trained)
+    code, out, _ = run(capsys, "train", "--preset", "smoke", "--run-dir", trained)
+    assert code == 0
+    assert "report.md" in out
+    assert listing(trained) == before
+
+
+def test_a_run_in_two_parts_ends_with_the_bits_of_the_run_in_one(trained, capsys, tmp_path):
+    command = ["train", "--preset", "smoke", "--run-dir", tmp_path / "run", "--quiet"]
+    code, _, err = run(capsys, *command, "--num-steps", 10, "--decay-steps", 20)
+    assert code == 0, err
+    code, _, err = run(capsys, *command, "--num-steps", 20)
+    assert code == 0, err
+    with jax.enable_x64(False):
+        _, one = digits.restore(trained)
+        _, two = digits.restore(tmp_path / "run")
+    leaves = zip(*(jax.tree.leaves_with_path(r.state) for r in (one, two)), strict=True)
+    for (path, a), (_, b) in leaves:
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+
+
+def test_sample_draws_the_asked_images(trained, capsys, tmp_path):
+    out = tmp_path / "made" / "here.png"
+    options = ("--run-dir", trained, "--num-steps", 4, "--seed", 3)
+    code, _, err = run(capsys, "sample", *options, "--num", 10, "--label", 3, "--out", out)
+    assert code == 0, err
+    with Image.open(out) as image:
+        ten = np.asarray(image)
+    again = tmp_path / "again.png"
+    run(capsys, "sample", *options, "--num", 8, "--label", 3, "--out", again)
+    with Image.open(again) as image:  # the first row of eight is the same in any batch
+        eight = np.asarray(image)
+    np.testing.assert_array_equal(ten[: eight.shape[0] - 8], eight[:-8])
+    run(capsys, "sample", *options, "--num", 8, "--sampler", "ancestral", "--out", again)
+    with Image.open(again) as image:
+        assert np.asarray(image).shape == eight.shape
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(trained, capsys, tmp_path):
+    copy = tmp_path / "run"
+    subprocess.run(["cp", "-r", trained, copy], check=True)
+    largest = max((copy / "checkpoints/20").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    code, _, err = run(
+        capsys, "sample", "--run-dir", copy, "--num-steps", 2, "--num", 1, "--out", copy / "a.png"
+    )
+    assert code == 0
+    assert "corrupt" in err
+    assert str(copy / "checkpoints/20") in err
+    code, _, err = run(capsys, "train", "--preset", "smoke", "--run-dir", copy)
+    assert code == 0
+    metrics = (trained / "metrics.jsonl").read_text().splitlines()
+    again = (copy / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in again] == [
+        json.loads(line)["loss"] for line in metrics
+    ]
+
+
+def test_another_config_is_refused_by_the_names_of_its_fields(trained, capsys):
+    before = listing(trained)
+    code, _, err = run(
+        capsys, "train", "--preset", "smoke", "--run-dir", trained, "--width", 64, "--seed", 1
+    )
+    assert code == 1
+    assert "--seed: there 0, asked 1" in err
+    assert "--width: there 32, asked 64" in err
+    assert listing(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("sample", "--run-dir", "{tmp}", "--out", "a.png"), "experiments.digits train"),
+        (("evaluate", "--run-dir", "{tmp}"), "experiments.digits train"),
+        (("train", "--run-dir", "{tmp}", "--learning-rate", "nan"), "--learning-rate must be"),
+        (("train", "--run-dir", "{tmp}", "--num-steps", "0"), "--num-steps must be at least 1"),
+        (("train", "--run-dir", "{tmp}", "--ema-decay", "1.5"), "--ema-decay must be in"),
+        (("train", "--run-dir", "{tmp}", "--batch-size", "2000"), "`batch_size`"),
+        (("train", "--run-dir", "{tmp}", "--patch-size", "3"), "`patch_size`"),
+        (("train", "--run-dir", "{tmp}/file/x"), "file"),
+        (
+            ("train", "--run-dir", "{tmp}", "--data", "mnist", "--data-dir", "{tmp}/none"),
+            "{tmp}/none",
+        ),
+        (("train", "--run-dir", "{tmp}", "--data", "fashion_mnis"), "fashion_mnist"),
+        (("sample", "--run-dir", "{run}", "--out", "{tmp}/a.txt"), "--out must end in .png"),
+        (("sample", "--run-dir", "{run}", "--out", "{tmp}/file/a.png"), "--out"),
+        (("sample", "--run-dir", "{run}", "--out", "{tmp}/a.png", "--label", "10"), "--label"),
+        (("sample", "--run-dir", "{run}", "--out", "{tmp}/a.png", "--num", "0"), "--num"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_a_few_lines(trained, capsys, tmp_path, argv, said):
+    (tmp_path / "file").write_text("")
+    names = {"tmp": tmp_path, "run": trained}
+    code, _, err = run(capsys, *(word.format(**names) for word in argv))
+    assert code == 1
+    assert said.format(**names) in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) < 8
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("train", "--run-dir", "x", "--sed", "1"), "--seed"),
+        (("train",), "--run-dir"),
+        (("sample", "--run-dir", "x", "--out", "y.png", "--sampler", "dim"), "ddim"),
+    ],
+)
+def test_unknown_options_name_the_nearest(capsys, argv, said):
+    code, _, err = run(capsys, *argv)
+    assert code == 2
+    assert said in err
+
+
+def test_bench_ends_with_its_ratio(capsys):
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        assert bench.main(["train_step", "--preset", "smoke", "--rounds", "2"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("ratio ")
+    assert float(last.split()[1]) > 0
