@@ -88,7 +88,7 @@ class Config:
     """Probability with which a label is dropped in training."""
     batch_size: int = 128
     """Examples an update."""
-    num_steps: int = 1500
+    num_steps: int = 800
     """Updates in all; a larger number extends a run."""
     decay_steps: int | None = None
     """Updates over which the learning rate decays; the first `num_steps` unless given."""
@@ -112,7 +112,7 @@ class Config:
     """Steps of the DDIM samples in the report."""
     data_dir: str | None = None
     """Where data sets lie; the cache directory unless given."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = 200
     """Updates between checkpoints; the last is always saved."""
     log_every: int = 10
     """Updates between logged ones."""

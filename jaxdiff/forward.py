@@ -11,7 +11,7 @@ Each function returns (mean, std), std broadcasting against the mean: shape () f
 (B, 1, ..., 1) for one time an example.
 
 Sources: Ho et al. 2020 (arXiv:2006.11239), eqs. 4, 6, 7, for neighbouring steps of a chain;
-Kingma et al. 2021 (arXiv:2107.00630), eqs. 1 and 20-25, for any s < t.
+Kingma et al. 2021 (arXiv:2107.00630), eq. 1 and appendix A, for any s < t.
 """
 
 import itertools
@@ -62,7 +62,7 @@ def transition(process: Process, x_s: Array, s: Array, t: Array) -> tuple[Array,
         TypeError: if `x_s` holds integers.
         ValueError: if the shapes do not fit, or known times are out of range or order.
 
-    Source: Kingma et al. 2021 (arXiv:2107.00630), eqs. 20-22.
+    Source: Kingma et al. 2021 (arXiv:2107.00630), appendix A.1.
     """
     x_s = numerics.as_float(x_s, "x_s")
     s, t = _times(process, x_s, s=s, t=t)
@@ -89,7 +89,7 @@ def posterior(process: Process, x_t: Array, x0: Array, t: Array, s: Array) -> tu
         ValueError: if the shapes do not fit, or known times are out of range or order.
 
     Source: Ho et al. 2020 (arXiv:2006.11239), eq. 7; Kingma et al. 2021 (arXiv:2107.00630),
-    eqs. 23-25.
+    appendix A.2.
     """
     x_t, x0 = numerics.as_float(x_t, "x_t"), numerics.as_float(x0, "x0")
     if x_t.shape != x0.shape:

@@ -165,7 +165,7 @@ def bits_per_dim(log_prob: Array, num_dims: int, bin_width: Any) -> Array:
 
     -(log p + D log w) / (D log 2): with uniform dequantisation, an upper bound in expectation on
     that of the discrete model that gives a bin its mass (Theis et al. 2016, arXiv:1511.01844,
-    eq. 5).
+    section 3.1).
 
     Args:
         log_prob: nats (B,), of densities in the units of x.

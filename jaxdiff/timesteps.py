@@ -70,7 +70,7 @@ def log_snr(process: Process, num_steps: int, t_end: Any = 1e-3, t_start: Any = 
 
     Args and errors are those of :func:`uniform`; log-SNR must be finite at `t_end`.
 
-    Source: Lu et al. 2022 (arXiv:2206.00927), section 3.3.
+    Source: Lu et al. 2022 (arXiv:2206.00927), whose solvers step uniformly in log-SNR.
     """
     t_start = _check_ends(process, num_steps, t_end, t_start)
     first = process.log_snr(jnp.asarray(t_start, float))

@@ -68,7 +68,7 @@ def likelihood() -> Weighting:
     times t_max is the diffusion term of the variational bound in nats (losses here are means
     over dimensions: multiply by D for norms).
 
-    Source: Song et al. 2021b (arXiv:2101.09258), eq. 7; Kingma et al. 2021 (arXiv:2107.00630),
+    Source: Song et al. 2021b (arXiv:2101.09258), theorem 1; Kingma et al. 2021 (arXiv:2107.00630),
     eq. 17.
     """
 

@@ -3,7 +3,7 @@ r"""Denoising: regress what noise did to the data.
     loss = E_{t, eps} [ w(t) ||kind_hat(x_t, t) - kind||^2 / D ],    x_t = alpha x0 + sigma eps,
 
 which has the gradient of score matching against the unknown score of q(x_t) (Vincent 2011,
-Neural Computation 23(7), eq. 11; Song et al. 2021, arXiv:2011.13456, eq. 7).
+Neural Computation 23(7), section 4; Song et al. 2021, arXiv:2011.13456, eq. 7).
 
 An error in one kind of prediction is a known multiple of the error in any other (see
 `predictions.error_ratio`), so the error is taken in what the network predicts, where nothing is
