@@ -13,7 +13,6 @@ component and 9.13 for the responsibilities.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser, Key
 
 
-@dataclasses.dataclass(frozen=True)
+@numerics.pytree_dataclass
 class Mixture:
     """A mixture of K Gaussians in D dimensions; a pytree of its three arrays.
 
@@ -104,7 +103,8 @@ class Mixture:
             raise ValueError(f"`t` must be one time, shape (); got {t.shape}.")
         noise = process.variance(t) * jnp.eye(self.num_dims, dtype=self.means.dtype)
         alpha = process.alpha(t)
-        return _make(self.weights, alpha * self.means, alpha**2 * self.covariances + noise[None])
+        diffused = (self.weights, alpha * self.means, alpha**2 * self.covariances + noise[None])
+        return jax.tree.unflatten(jax.tree.structure(self), diffused)
 
     def denoiser(self, process: Process) -> Denoiser:
         """Return the exact denoiser E[x_0 | x_t], for x_t (B, D) and t of shape () or (B,).
@@ -145,21 +145,3 @@ class Mixture:
 
 def _solve(factor: Array, deviations: Array) -> Array:
     return cho_solve((factor, True), deviations.T).T
-
-
-def _make(*leaves: Any) -> Mixture:
-    """Build a mixture without its checks: leaves may be anything that a pytree may hold."""
-    mixture = object.__new__(Mixture)
-    for field, leaf in zip(dataclasses.fields(Mixture), leaves, strict=True):
-        object.__setattr__(mixture, field.name, leaf)
-    return mixture
-
-
-jax.tree_util.register_pytree_with_keys(
-    Mixture,
-    lambda m: (
-        [(jax.tree_util.GetAttrKey(f.name), getattr(m, f.name)) for f in dataclasses.fields(m)],
-        None,
-    ),
-    lambda _, leaves: _make(*leaves),
-)

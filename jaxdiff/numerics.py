@@ -13,9 +13,10 @@ arXiv:1810.01367, eq. 7).
 
 import contextlib
 import contextvars
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,37 @@ def time_derivative(fn: Callable[[Array], Array], t: Array) -> Array:
     """Differentiate a function of time that acts elementwise; `t` of any shape."""
     t = as_time(t)
     return jax.jvp(fn, (t,), (jnp.ones_like(t),))[1]
+
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def pytree_dataclass(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass that is a pytree of its fields.
+
+    Rebuilt by a transformation it skips `__post_init__`: its leaves may then be anything, and
+    were checked when it was made. (`jax.tree_util.register_dataclass` runs it again; and in
+    jaxlib 0.10 it takes classes of the same field names for the same structure, so that a jitted
+    function of one runs on the other.)
+    """
+    made = dataclasses.dataclass(frozen=True)(cls)
+    names = [field.name for field in dataclasses.fields(made)]  # type: ignore[arg-type]
+
+    def flatten_with_keys(value: Any) -> Any:
+        return [(jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in names], None
+
+    def flatten(value: Any) -> Any:
+        return [getattr(value, name) for name in names], None
+
+    def unflatten(_: None, leaves: Any) -> Any:
+        value: Any = object.__new__(made)
+        for name, leaf in zip(names, leaves, strict=True):
+            object.__setattr__(value, name, leaf)
+        return value
+
+    jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
+    return made
 
 
 # --- Noise by row ---------------------------------------------------------------------------

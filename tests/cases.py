@@ -1,8 +1,17 @@
-"""What many tests share: one process of every kind, and a mixture that none is easy for."""
+"""What many tests share: one process of every kind, and a mixture that none is easy for.
 
+Compiling costs far more than running here. A program is therefore compiled once and given the
+process as an argument: `chosen` makes all processes arguments of one type.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import Mixture, processes
+from jaxdiff.processes import Process
 
 PROCESSES = {
     "vp": processes.vp(),
@@ -23,3 +32,86 @@ MIXTURE = Mixture(
     np.array([[1.0, 1.0], [-1.0, 0.5]]),
     np.array([[[0.1, 0.0], [0.0, 0.1]], [[0.2, 0.05], [0.05, 0.1]]]),
 )
+
+
+def _switch(method):
+    def chosen_method(self, t):
+        branches = [getattr(process, method) for process in self.processes]
+        return jax.lax.switch(self.index, branches, jnp.asarray(t))
+
+    return chosen_method
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Chosen(Process):
+    """The process of a traced number: each method branches to that of all processes."""
+
+    index: jax.Array
+    processes: tuple[Process, ...]
+
+    @property
+    def t_max(self):
+        return jnp.stack([jnp.asarray(process.t_max) for process in self.processes])[self.index]
+
+    alpha = _switch("alpha")
+    variance = _switch("variance")
+    sigma = _switch("sigma")
+    log_snr = _switch("log_snr")
+    time_of_log_snr = _switch("time_of_log_snr")
+    alpha_dot = _switch("alpha_dot")
+    sigma_dot = _switch("sigma_dot")
+    drift = _switch("drift")
+    diffusion_sq = _switch("diffusion_sq")
+
+
+def chosen(name):
+    """Return PROCESSES[name] as an argument with which one compiled program serves them all."""
+    return Chosen(jnp.asarray(list(PROCESSES).index(name)), tuple(PROCESSES.values()))
+
+
+def _look_up(field):
+    def known_method(self, t):
+        t = jnp.asarray(t)
+        index = jnp.searchsorted(self.times, t, method="compare_all")
+        return jnp.where(self.times[index] == t, getattr(self, field)[index], jnp.nan)
+
+    return known_method
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Known(Process):
+    """A table of what a process says at a few rising times: there, all processes are alike.
+
+    For tests of what is done with alpha and sigma, wherever they come from; at other times NaN.
+    """
+
+    times: jax.Array
+    alphas: jax.Array
+    variances: jax.Array
+    sigmas: jax.Array
+    alpha_dots: jax.Array
+    sigma_dots: jax.Array
+
+    def time_of_log_snr(self, log_snr):
+        raise NotImplementedError
+
+    alpha = _look_up("alphas")
+    variance = _look_up("variances")
+    sigma = _look_up("sigmas")
+    alpha_dot = _look_up("alpha_dots")
+    sigma_dot = _look_up("sigma_dots")
+
+
+@jax.jit
+def _known(process, t):
+    values = (process.alpha(t), process.variance(t), process.sigma(t))
+    return Known(t, *values, process.alpha_dot(t), process.sigma_dot(t))
+
+
+def known(name, times):
+    """Return PROCESSES[name] as a table at the `times`, as an argument of one shape for all."""
+    times = np.unique(times)
+    padding = np.full(16 - times.size, PROCESSES[name].t_max, float)  # one shape for all
+    return _known(chosen(name), np.concatenate([times, padding]))

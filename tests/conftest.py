@@ -1,6 +1,16 @@
-"""Every test runs in float64, and shapes never broadcast by accident."""
+"""Every test runs in float64, and shapes never broadcast by accident.
 
-import jax
+The tests compile many small programs and run each a few times, so XLA is asked to compile fast
+rather than well: less than half the time on a CPU. `XLA_FLAGS= pytest` asks for its defaults.
+"""
+
+import os
+
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+)
+
+import jax  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")

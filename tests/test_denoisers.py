@@ -4,28 +4,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import MIXTURE, NO_SIGNAL_AT_END, PROCESSES
+from cases import MIXTURE, NO_SIGNAL_AT_END, PROCESSES, known
 
 from jaxdiff import denoisers, predictions, processes
+from jaxdiff.predictions import KINDS
 
-X_T = jax.random.normal(jax.random.key(0), (4, 2))
+X_T = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)))
 VP = processes.vp()
 
 
-@pytest.mark.parametrize("kind", predictions.KINDS)
-@pytest.mark.parametrize("name", ["vp", "flow", "edm", "zero_snr"])
-def test_a_network_of_any_kind_gives_the_exact_denoiser(name, kind):
-    process = PROCESSES[name]
+@jax.jit
+def _denoise_all(process, t):
+    """The exact denoiser, and networks of all kinds that know it, made into denoisers."""
     exact = MIXTURE.denoiser(process)
 
-    def network(x_t, t):
-        return predictions.convert(process, "x0", kind, exact(x_t, t), x_t, t)
+    def denoise(kind, t):
+        def network(x_t, t):
+            return predictions.convert(process, "x0", kind, exact(x_t, t), x_t, t)
 
-    denoise = denoisers.from_network(network, process, kind)
-    t = jnp.asarray(0.4 * process.t_max)
-    np.testing.assert_allclose(denoise(X_T, t), exact(X_T, t), rtol=1e-8)
-    rows = denoise(X_T, jnp.full(4, t))
-    np.testing.assert_allclose(rows, exact(X_T, t), rtol=1e-8)
+        return denoisers.from_network(network, process, kind)(X_T, t)
+
+    denoised = {kind: (denoise(kind, t), denoise(kind, jnp.full(4, t))) for kind in KINDS}
+    return exact(X_T, t), denoised
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["vp", "flow", "edm", "zero_snr"])
+def test_a_network_of_any_kind_gives_the_exact_denoiser(name, kind):
+    t = 0.4 * PROCESSES[name].t_max
+    exact, denoised = _denoise_all(known(name, t), t)
+    one_time, rows = denoised[kind]
+    np.testing.assert_allclose(one_time, exact, rtol=1e-8)
+    np.testing.assert_allclose(rows, exact, rtol=1e-8)
 
 
 def test_edm_preconditioning_is_the_published_one():
@@ -34,18 +44,21 @@ def test_edm_preconditioning_is_the_published_one():
     def network(x, c_noise):
         return jnp.sin(x) + c_noise
 
-    sigma = jnp.asarray(1.7)
+    x_t, sigma = np.asarray(X_T), 1.7
     total = sigma**2 + sigma_data**2
-    c_noise = jnp.log(sigma) / 4
-    expected = sigma_data**2 / total * X_T + sigma * sigma_data / jnp.sqrt(total) * network(
-        X_T / jnp.sqrt(total), c_noise
+    expected = sigma_data**2 / total * x_t + sigma * sigma_data / np.sqrt(total) * (
+        np.sin(x_t / np.sqrt(total)) + np.log(sigma) / 4
     )
-    denoise = denoisers.edm_preconditioned(network, process, sigma_data)
-    np.testing.assert_allclose(denoise(X_T, sigma), expected, rtol=1e-13)
+
+    @jax.jit
+    def denoise(process, log_snr):
+        t = process.time_of_log_snr(log_snr)
+        denoise = denoisers.edm_preconditioned(network, process, sigma_data)
+        return denoise(process.alpha(t) * X_T, t)
+
+    np.testing.assert_allclose(denoise(process, -2 * np.log(sigma)), expected, rtol=1e-13)
     # Any process at the same noise level is the same denoiser of x_t / alpha.
-    t = VP.time_of_log_snr(-2 * jnp.log(sigma))
-    on_vp = denoisers.edm_preconditioned(network, VP, sigma_data)(VP.alpha(t) * X_T, t)
-    np.testing.assert_allclose(on_vp, expected, rtol=1e-10)
+    np.testing.assert_allclose(denoise(VP, -2 * np.log(sigma)), expected, rtol=1e-10)
 
 
 def test_clip_limits_x0():
@@ -59,7 +72,7 @@ def test_a_bfloat16_network_leaves_float32():
         denoisers.from_network(lambda x, t: x.astype(jnp.bfloat16), VP, "v"),
         denoisers.edm_preconditioned(lambda x, t: x.astype(jnp.bfloat16), VP),
     ):
-        assert denoise(x_t, jnp.float32(0.5)).dtype == jnp.float32
+        assert jax.eval_shape(denoise, x_t, jnp.float32(0.5)).dtype == jnp.float32
 
 
 class Linen(flax.linen.Module):

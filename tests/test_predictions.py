@@ -4,80 +4,100 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NO_SIGNAL_AT_END, PROCESSES
+from cases import NO_SIGNAL_AT_END, PROCESSES, chosen, known
 
 from jaxdiff import forward, predictions
 
 each_process = pytest.mark.parametrize("name", PROCESSES)
-X0 = jax.random.normal(jax.random.key(0), (5, 3))
+X0, EPS = np.random.default_rng(0).normal(size=(2, 5, 3))
+PAIRS = tuple(itertools.product(predictions.KINDS, repeat=2))
 
 
-def example(process):
-    t = process.t_max * jnp.array([1e-3, 0.1, 0.4, 0.7, 0.99])
-    x_t, eps = forward.perturb(jax.random.key(1), process, X0, t)
-    return t, x_t, eps
+def times(name):
+    return PROCESSES[name].t_max * np.array([1e-3, 0.1, 0.4, 0.7, 0.99])
+
+
+@jax.jit
+def _truth(process, t):
+    return {kind: predictions.from_pair(process, kind, X0, EPS, t) for kind in predictions.KINDS}
+
+
+@jax.jit
+def _convert(process, t, truth, error):
+    """Every kind as every other, with an error added to what is converted."""
+    mean, std = forward.marginal(process, X0, t)
+    return {
+        (source, target): predictions.convert(
+            process, source, target, truth[source] + error, mean + std * EPS, t
+        )
+        for source, target in PAIRS
+    }
+
+
+def convert_all(name, error=0.0):
+    t = times(name)
+    truth = _truth(chosen(name), t)
+    return truth, _convert(known(name, t), t, truth, error)
 
 
 @each_process
 def test_every_kind_converts_to_every_other(name):
-    process = PROCESSES[name]
-    t, x_t, eps = example(process)
-
-    @jax.jit
-    def convert_all(process):
-        truth = {
-            kind: predictions.from_pair(process, kind, X0, eps, t) for kind in predictions.KINDS
-        }
-        return truth, {
-            (source, target): predictions.convert(process, source, target, truth[source], x_t, t)
-            for source, target in itertools.product(predictions.KINDS, repeat=2)
-        }
-
-    truth, converted = convert_all(process)
+    truth, converted = convert_all(name)
     for (_, target), value in converted.items():
         # x0 from eps loses sigma / alpha, 5e4 at worst here, of double precision
         np.testing.assert_allclose(value, truth[target], rtol=1e-8, atol=1e-8)
 
 
-@each_process
-def test_the_definitions_are_the_published_ones(name):
-    process = PROCESSES[name]
-    t, _, eps = example(process)
-    alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
-    v = predictions.from_pair(process, "v", X0, eps, t)
-    np.testing.assert_allclose(v, alpha * eps - sigma * X0, rtol=1e-13)
-    score = predictions.from_pair(process, "score", X0, eps, t)
-    np.testing.assert_allclose(score, -eps / sigma, rtol=1e-13)
+@jax.jit
+def _path(process, t):
+    """The conditional path and its time derivative."""
 
     def path(t):
         mean, std = forward.marginal(process, X0, t)
-        return mean + std * eps
+        return mean + std * EPS
 
-    velocity = predictions.from_pair(process, "velocity", X0, eps, t)
-    np.testing.assert_allclose(velocity, jax.jvp(path, (t,), (jnp.ones(5),))[1], rtol=1e-10)
+    return jax.jvp(path, (t,), (jnp.ones(5),))
+
+
+@each_process
+def test_the_definitions_are_the_published_ones(name):
+    t = times(name)
+    truth, table = _truth(chosen(name), t), known(name, t)
+    alpha, sigma = np.asarray(table.alphas)[:5, None], np.asarray(table.sigmas)[:5, None]
+    np.testing.assert_array_equal(truth["x0"], X0)
+    np.testing.assert_array_equal(truth["eps"], EPS)
+    np.testing.assert_allclose(truth["v"], alpha * EPS - sigma * X0, rtol=1e-13)
+    np.testing.assert_allclose(truth["score"], -EPS / sigma, rtol=1e-13)
+    np.testing.assert_allclose(truth["velocity"], _path(chosen(name), t)[1], rtol=1e-10)
+
+
+@jax.jit
+def _ratios(process, t):
+    return {(s, t_): predictions.error_ratio(process, t_, s, t) for s, t_ in PAIRS}
 
 
 @each_process
 def test_an_error_converts_by_its_ratio(name):
-    process = PROCESSES[name]
-    t, x_t, eps = example(process)
-    for source, target in itertools.product(predictions.KINDS, repeat=2):
-        truth = predictions.from_pair(process, source, X0, eps, t)
-        wrong = predictions.convert(process, source, target, truth + 0.1, x_t, t)
-        right = predictions.convert(process, source, target, truth, x_t, t)
-        ratio = predictions.error_ratio(process, target, source, t)[:, None]
-        np.testing.assert_allclose(wrong - right, 0.1 * jnp.broadcast_to(ratio, (5, 3)), rtol=1e-6)
+    (_, right), (_, wrong) = convert_all(name), convert_all(name, 0.1)
+    for pair, ratio in _ratios(known(name, times(name)), times(name)).items():
+        expected = 0.1 * np.broadcast_to(np.asarray(ratio)[:, None], (5, 3))
+        np.testing.assert_allclose(wrong[pair] - right[pair], expected, rtol=1e-6)
+
+
+@jax.jit
+def _there_and_back(process, t):
+    there = {kind: predictions.from_pair(process, kind, X0, EPS, t) for kind in predictions.KINDS}
+    return {
+        kind: predictions.convert(process, kind, "x0", there[kind], EPS, t)
+        for kind in ("x0", "v", "velocity")
+    }
 
 
 @pytest.mark.parametrize("name", NO_SIGNAL_AT_END)
 @pytest.mark.parametrize("kind", ["x0", "v", "velocity"])
 def test_x0_survives_where_alpha_is_zero(name, kind):
-    process = PROCESSES[name]
-    x_t = jax.random.normal(jax.random.key(1), X0.shape)
-    end = jnp.asarray(process.t_max)
-    value = predictions.from_pair(process, kind, X0, x_t, end)
-    x0 = predictions.convert(process, kind, "x0", value, x_t, end)
-    np.testing.assert_allclose(x0, X0, rtol=1e-12)
+    end = PROCESSES[name].t_max  # there x_t is eps
+    np.testing.assert_allclose(_there_and_back(known(name, end), end)[kind], X0, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,6 @@
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -12,109 +15,131 @@ VALUES = ("alpha", "variance", "sigma", "log_snr")
 DERIVATIVES = ("alpha_dot", "sigma_dot", "drift", "diffusion_sq")
 
 
-def grid(process, num=501, dtype=float):
-    return jnp.linspace(0.0, process.t_max, num, dtype=dtype)
+STEP = 1e-6
+MIDDLE = np.linspace(0.0555, 0.9455, 90)  # between the nodes of the chains
+TIMES = {  # as fractions of t_max
+    "grid": np.linspace(0.0, 1.0, 2001),
+    "middle": MIDDLE,
+    "before": MIDDLE - STEP,
+    "after": MIDDLE + STEP,
+}
+
+
+@functools.cache
+def evaluate(name, times="grid", dtype="float64"):
+    """Return {method: values} at all times of that kind; one compiled program gives all kinds."""
+    if times != "all":
+        ends = np.cumsum([0] + [part.size for part in TIMES.values()])
+        first = list(TIMES).index(times)
+        part = slice(ends[first], ends[first + 1])
+        return {key: value[part] for key, value in evaluate(name, "all", dtype).items()}
+    process = PROCESSES[name]
+
+    @jax.jit
+    def all_methods(t):
+        values = {method: getattr(process, method)(t) for method in VALUES + DERIVATIVES}
+        return values | {"t": t, "back": process.time_of_log_snr(values["log_snr"])}
+
+    t = process.t_max * np.concatenate(list(TIMES.values()))
+    return jax.device_get(all_methods(jnp.asarray(t, dtype)))
 
 
 @each_process
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_nothing_is_nan_from_data_to_noise(name, dtype):
-    process = PROCESSES[name]
-    t = grid(process, 2001, dtype)
+    values = evaluate(name, "grid", dtype)
     for method in VALUES + DERIVATIVES:
-        value = jax.jit(getattr(process, method))(t)
+        value = values[method]
         assert value.dtype == dtype, method
-        assert value.shape == t.shape, method
-        assert not jnp.isnan(value).any(), method
-        finite_inside = jnp.isfinite(value[1:-1]).all()
-        assert finite_inside, method
+        assert value.shape == (2001,), method
+        assert not np.isnan(value).any(), method
+        assert np.isfinite(value[1:-1]).all(), method
 
 
 @each_process
 def test_alpha_falls_and_log_snr_falls_strictly(name):
-    process = PROCESSES[name]
-    t = grid(process)
-    assert (jnp.diff(process.alpha(t)) <= 0).all()
-    assert (jnp.diff(process.log_snr(t)) < 0).all()
+    values = evaluate(name)
+    assert (np.diff(values["alpha"]) <= 0).all()
+    with np.errstate(invalid="raise"):  # an infinite end is no neighbour of another
+        assert (np.diff(values["log_snr"]) < 0).all()
 
 
 @each_process
 def test_time_of_log_snr_inverts_log_snr(name):
-    process = PROCESSES[name]
-    t = grid(process)
-    back = process.time_of_log_snr(process.log_snr(t))
-    np.testing.assert_allclose(back, t, atol=1e-12 * process.t_max)  # rounding of a log and an exp
+    values = evaluate(name)
+    t_max = PROCESSES[name].t_max
+    # rounding of a log and an exp
+    np.testing.assert_allclose(values["back"], values["t"], atol=1e-12 * t_max)
 
 
 @pytest.mark.parametrize("name", NO_SIGNAL_AT_END)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_end_without_signal_is_exact(name, dtype):
-    process = PROCESSES[name]
-    end = jnp.asarray(process.t_max, dtype)
-    assert process.alpha(end) == 0.0
-    assert process.log_snr(end) == -jnp.inf
-    assert process.sigma(end) == 1.0
+    values = evaluate(name, "grid", dtype)
+    assert values["alpha"][-1] == 0.0
+    assert values["log_snr"][-1] == -np.inf
+    assert values["sigma"][-1] == 1.0
+
+
+def difference(name, method):
+    """Return the central difference of a method at the middle times."""
+    rise = evaluate(name, "after")[method] - evaluate(name, "before")[method]
+    return rise / (2 * STEP * PROCESSES[name].t_max)
 
 
 @each_process
 def test_derivatives_are_those_of_finite_differences(name):
-    process = PROCESSES[name]
-    t = process.t_max * jnp.linspace(0.0555, 0.9455, 90)  # between the nodes of the chains
-    step = 1e-6 * process.t_max
+    values = evaluate(name, "middle")
     for value, derivative in (("alpha", "alpha_dot"), ("sigma", "sigma_dot")):
-        fn = getattr(process, value)
-        difference = (fn(t + step) - fn(t - step)) / (2 * step)
         np.testing.assert_allclose(
-            getattr(process, derivative)(t), difference, rtol=1e-6, atol=1e-8
+            values[derivative], difference(name, value), rtol=1e-6, atol=1e-8
         )
 
 
 @each_process
 def test_the_sde_has_the_marginal_variance(name):
     """d variance / dt = 2 drift variance + g^2: what Ito's formula asks of f and g."""
-    process = PROCESSES[name]
-    t = process.t_max * jnp.linspace(0.0555, 0.9455, 90)
-    step = 1e-6 * process.t_max
-    growth = (process.variance(t + step) - process.variance(t - step)) / (2 * step)
-    expected = growth - 2 * process.drift(t) * process.variance(t)
-    np.testing.assert_allclose(process.diffusion_sq(t), expected, rtol=1e-5)
-    assert (process.diffusion_sq(t) > 0).all()
+    values = evaluate(name, "middle")
+    expected = difference(name, "variance") - 2 * values["drift"] * values["variance"]
+    np.testing.assert_allclose(values["diffusion_sq"], expected, rtol=1e-5)
+    assert (values["diffusion_sq"] > 0).all()
 
 
 def test_vp_has_its_published_drift_and_diffusion():
-    t = jnp.linspace(0.0, 1.0, 11)
-    beta = 0.1 + t * 19.9
-    np.testing.assert_allclose(processes.vp().drift(t), -beta / 2, rtol=1e-12)
-    np.testing.assert_allclose(processes.vp().diffusion_sq(t), beta, rtol=1e-9)
+    values = evaluate("vp")
+    beta = 0.1 + values["t"] * 19.9
+    np.testing.assert_allclose(values["drift"], -beta / 2, rtol=1e-12)
+    np.testing.assert_allclose(values["diffusion_sq"], beta, rtol=1e-9)
 
 
 def test_sub_vp_has_its_published_diffusion():
-    t = jnp.linspace(0.01, 1.0, 11)
+    values = evaluate("sub_vp")
+    t = values["t"]
     beta, integral = 0.1 + t * 19.9, 0.1 * t + 19.9 * t**2 / 2
-    expected = beta * (1 - jnp.exp(-2 * integral))
-    np.testing.assert_allclose(processes.sub_vp().diffusion_sq(t), expected, rtol=1e-9)
+    expected = beta * (1 - np.exp(-2 * integral))
+    np.testing.assert_allclose(values["diffusion_sq"][20:], expected[20:], rtol=1e-9)
 
 
 def test_ve_has_its_published_diffusion():
-    t = jnp.linspace(0.0, 1.0, 11)
-    sigma = 0.01 * 5000.0**t
-    np.testing.assert_allclose(processes.ve().drift(t), 0.0)
-    np.testing.assert_allclose(
-        processes.ve().diffusion_sq(t), 2 * sigma**2 * np.log(5000.0), rtol=1e-12
-    )
+    values = evaluate("ve")
+    sigma = 0.01 * 5000.0 ** values["t"]
+    np.testing.assert_allclose(values["drift"], 0.0)
+    np.testing.assert_allclose(values["diffusion_sq"], 2 * sigma**2 * np.log(5000.0), rtol=1e-12)
 
 
 def test_flow_has_its_published_drift_and_diffusion():
-    t = jnp.linspace(0.0, 0.99, 11)
-    np.testing.assert_allclose(processes.flow().drift(t), -1 / (1 - t), rtol=1e-12)
-    np.testing.assert_allclose(processes.flow().diffusion_sq(t), 2 * t / (1 - t), rtol=1e-12)
+    values = {key: value[:1981] for key, value in evaluate("flow").items()}  # t up to 0.99
+    t = values["t"]
+    np.testing.assert_allclose(values["drift"], -1 / (1 - t), rtol=1e-12)
+    np.testing.assert_allclose(values["diffusion_sq"], 2 * t / (1 - t), rtol=1e-12)
 
 
 def test_shifted_cosine_shifts_log_snr():
-    t = jnp.linspace(0.01, 0.99, 99)
-    difference = processes.cosine(-2.0).log_snr(t) - processes.cosine().log_snr(t)
-    np.testing.assert_allclose(difference, -2.0, rtol=1e-11)
-    total = processes.cosine(-2.0).alpha(t) ** 2 + processes.cosine(-2.0).variance(t)
+    plain, shifted = evaluate("cosine"), evaluate("cosine_shifted")
+    inside = slice(20, 1981)
+    shift = shifted["log_snr"][inside] - plain["log_snr"][inside]
+    np.testing.assert_allclose(shift, -2.0, rtol=1e-11)
+    total = shifted["alpha"] ** 2 + shifted["variance"]
     np.testing.assert_allclose(total, 1.0, rtol=1e-14)
 
 
@@ -122,9 +147,12 @@ def test_shifted_cosine_shifts_log_snr():
 def test_chain_nodes_are_the_cumulative_products(name):
     process = PROCESSES[name]
     kept = np.concatenate([[1.0], np.cumprod(1.0 - np.asarray(process.betas))])
-    nodes = jnp.arange(process.num_steps + 1) / process.num_steps
-    np.testing.assert_allclose(process.alpha(nodes) ** 2, kept, rtol=1e-11)
-    np.testing.assert_allclose(process.variance(nodes), 1 - kept, rtol=1e-11, atol=1e-15)
+    nodes = np.arange(process.num_steps + 1) / process.num_steps
+    alpha, variance = jax.jit(lambda process, t: (process.alpha(t), process.variance(t)))(
+        process, nodes
+    )
+    np.testing.assert_allclose(alpha**2, kept, rtol=1e-11)
+    np.testing.assert_allclose(variance, 1 - kept, rtol=1e-11, atol=1e-15)
 
 
 def _sigma_in_high_precision(name, t):
@@ -145,10 +173,16 @@ def _sigma_in_high_precision(name, t):
     process = PROCESSES[name]
     position = t * process.num_steps
     index = min(int(mp.floor(position)), process.num_steps - 1)
-    betas = np.asarray(process.betas)
-    logs = [mp.log1p(-mpmath.mpf(beta)) for beta in betas[:index].tolist()]
-    here = mp.log1p(-mpmath.mpf(float(betas[index])))
-    return mp.sqrt(-mp.expm1(mpmath.fsum(logs) + (position - index) * here))
+    logs = _log_steps_in_high_precision(name)
+    here = mpmath.fsum(logs[:index]) + (position - index) * logs[index]
+    return mp.sqrt(-mp.expm1(here))
+
+
+@functools.cache
+def _log_steps_in_high_precision(name):
+    """Logs of 1 - beta, the last step to zero signal left out."""
+    betas = np.asarray(PROCESSES[name].betas).tolist()
+    return [mpmath.mp.log1p(-mpmath.mpf(beta)) for beta in betas if beta < 1.0]
 
 
 @each_process
@@ -156,23 +190,32 @@ def test_sigma_keeps_its_precision_in_float32(name):
     process = PROCESSES[name]
     float32 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), process)
     last = 0.98 if name == "zero_snr" else 1.0
-    t = jnp.geomspace(1e-6, last * process.t_max, 25, dtype=jnp.float32)
-    t = jnp.minimum(t, jnp.float32(process.t_max))
+    t = np.geomspace(1e-6, last * process.t_max, 25).astype(np.float32)
+    t = np.minimum(t, np.float32(process.t_max))
     with mpmath.workdps(50):
         exact = [float(_sigma_in_high_precision(name, value)) for value in t]
-    np.testing.assert_allclose(float32.sigma(t), exact, rtol=1e-5)
+    sigma = jax.jit(lambda process, t: process.sigma(t))(float32, t)
+    assert sigma.dtype == jnp.float32
+    np.testing.assert_allclose(sigma, exact, rtol=1e-5)
 
 
 @each_process
 def test_prior_has_the_variance_of_t_max(name):
     process = PROCESSES[name]
     draws = process.prior_sample(jax.random.key(0), (100_000, 1))
-    ratio = float(draws.var() / process.variance(jnp.asarray(process.t_max)))
+    ratio = float(np.var(draws) / evaluate(name)["variance"][-1])
     stderr = np.sqrt(2 / 100_000)
     print(f"variance ratio {ratio:.4f} +- {stderr:.4f}")
     assert abs(ratio - 1) < 4 * stderr
     few = process.prior_sample(jax.random.key(0), (3, 1))
     np.testing.assert_array_equal(few, draws[:3])
+
+
+def test_processes_of_different_kinds_are_different_pytrees():
+    """Otherwise a jitted function of a process may run what was compiled for another kind."""
+    structures = {type(p): jax.tree.structure(p) for p in PROCESSES.values()}
+    for one, other in itertools.combinations(structures, 2):
+        assert structures[one] != structures[other], (one, other)
 
 
 def test_hyper_parameters_are_traced_and_trainable():
@@ -185,10 +228,9 @@ def test_hyper_parameters_are_traced_and_trainable():
 
     assert sigma(processes.vp(0.1, 20.0), 0.5) != sigma(processes.vp(0.1, 10.0), 0.5)
     assert len(traces) == 1
-    slope = jax.grad(lambda beta_max: processes.vp(0.1, beta_max).sigma(jnp.float64(0.0)))(20.0)
+    slope = jax.jit(jax.grad(lambda beta_max: processes.vp(0.1, beta_max).sigma(0.0)))(20.0)
     assert slope == 0.0
-    betas = jnp.full(10, 0.1)
-    grads = jax.grad(lambda b: processes.from_betas(b).alpha(jnp.float64(1.0)))(betas)
+    grads = jax.jit(jax.grad(lambda b: processes.from_betas(b).alpha(1.0)))(np.full(10, 0.1))
     np.testing.assert_allclose(grads, -0.5 * 0.9**4, rtol=1e-12)
 
 

@@ -1,10 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import MIXTURE, NO_SIGNAL_AT_END, PROCESSES
+from cases import MIXTURE, NO_SIGNAL_AT_END, PROCESSES, chosen, known
 
-from jaxdiff import denoisers, processes, sample, samplers, timesteps
+from jaxdiff import Mixture, denoisers, processes, sample, samplers, timesteps
 from jaxdiff.samplers import Sampler, ancestral, ddim
 
 KEY = jax.random.key(0)
@@ -16,7 +18,7 @@ SAMPLERS = {
     "ddim_0.5": lambda p, d: ddim(p, d, eta=0.5),
     "ddim_1": lambda p, d: ddim(p, d, eta=1.0),
 }
-each_sampler = pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
+each_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 each_process = pytest.mark.parametrize("name", PROCESSES)
 
 
@@ -28,190 +30,243 @@ def grid(process, num_steps=6):
     return timesteps.uniform(process, num_steps)
 
 
+@functools.cache
+def case(name):
+    """Return a process, as a table at the times of its grid, with noise (8, 2) and the grid."""
+    ts = grid(PROCESSES[name])
+    return known(name, ts), noise(PROCESSES[name]), ts
+
+
+@functools.cache
+def runner(sampler, map_axes=None):
+    """Return `sample` with the exact denoiser, compiled once for all processes."""
+
+    def run(process, x_T, ts, index=None):
+        made = SAMPLERS[sampler](process, MIXTURE.denoiser(process))
+        return sample(KEY, made, x_T, ts, index=index)
+
+    return jax.jit(run if map_axes is None else jax.vmap(run, map_axes))
+
+
 # --- The protocol, for every sampler and process --------------------------------------------
 
 
 @each_sampler
 @each_process
-def test_protocol(make, name):
-    process = PROCESSES[name]
-    sampler = make(process, MIXTURE.denoiser(process))
-    x_T, ts = noise(process), grid(process)
-
-    def run(x_T, ts):
-        return sample(KEY, sampler, x_T, ts)
-
-    jitted = jax.jit(run)(x_T, ts)
+def test_protocol(sampler, name):
+    process, x_T, ts = case(name)
+    jitted = runner(sampler)(process, x_T, ts)
     assert jitted.shape == x_T.shape
     assert jitted.dtype == x_T.dtype
-    assert jnp.isfinite(jitted).all()
-    np.testing.assert_allclose(run(x_T, ts), jitted, rtol=1e-9, atol=1e-12)  # eager
-    stacked = jax.jit(jax.vmap(run, (0, None)))(jnp.stack([x_T, -x_T]), ts)
+    assert np.isfinite(jitted).all()
+    stacked = runner(sampler, (None, 0, None))(process, np.stack([x_T, -x_T]), ts)
     np.testing.assert_allclose(stacked[0], jitted, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(eagerly(sampler, name), jitted, rtol=1e-9, atol=1e-12)
+
+
+def eagerly(sampler, name):
+    """Run a sampler step by step, every number known, with the process rather than its table."""
+    made = SAMPLERS[sampler](PROCESSES[name], MIXTURE.denoiser(PROCESSES[name]))
+    _, x_T, ts = case(name)
+    made.check(ts)
+    state = made.init(x_T)
+    for key, t, s in zip(jax.random.split(KEY, len(ts) - 1), ts[:-1], ts[1:], strict=True):
+        state = made.step(key, state, t, s)
+    return made.value(state)
 
 
 @each_sampler
 @each_process
-def test_first_rows_of_a_large_batch_are_the_small_batch(make, name):
-    process = PROCESSES[name]
-    sampler = make(process, MIXTURE.denoiser(process))
-    run = jax.jit(lambda x_T: sample(KEY, sampler, x_T, grid(process)))
-    large, small = run(noise(process, 64)), run(noise(process, 7))
-    np.testing.assert_allclose(large[:7], small, rtol=1e-9, atol=1e-12)
+def test_first_rows_of_a_large_batch_are_the_small_batch(sampler, name):
+    process, x_T, ts = case(name)
+    large, small = runner(sampler)(process, x_T, ts), runner(sampler)(process, x_T[:3], ts)
+    np.testing.assert_allclose(large[:3], small, rtol=1e-9, atol=1e-12)
 
 
 @each_sampler
-def test_rows_computed_apart_are_the_rows_of_the_whole(make):
-    sampler = make(VP, MIXTURE.denoiser(VP))
-    run = jax.jit(lambda x_T, index: sample(KEY, sampler, x_T, grid(VP), index=index))
-    x_T = noise(VP)
-    whole = sample(KEY, sampler, x_T, grid(VP))
+@each_process
+def test_rows_computed_apart_are_the_rows_of_the_whole(sampler, name):
+    process, x_T, ts = case(name)
+    whole = runner(sampler)(process, x_T, ts)
     for rows in (slice(0, 4), slice(4, 8)):
-        part = run(x_T[rows], jnp.arange(8)[rows])
+        part = runner(sampler)(process, x_T[rows], ts, np.arange(8)[rows])
         np.testing.assert_allclose(part, whole[rows], rtol=1e-9, atol=1e-12)
 
 
+@functools.cache
+def stepper(sampler):
+    """Return one step of a sampler whose denoiser is tanh, compiled once for all processes."""
+
+    @jax.jit
+    def step(process, x_t, t, s):
+        made = SAMPLERS[sampler](process, lambda x, t: jnp.tanh(x))
+        return made.value(made.step(KEY, made.init(x_t), t, s))
+
+    return step
+
+
 @each_sampler
 @each_process
-def test_the_last_step_to_no_noise_is_x0_hat(make, name):
-    process = PROCESSES[name]
-    if process.sigma(jnp.zeros(())) > 0:  # ve never gets there
+def test_the_last_step_to_no_noise_is_x0_hat(sampler, name):
+    if name == "ve":  # never gets there
+        assert PROCESSES[name].sigma(0.0) > 0
         return
-    denoise = MIXTURE.denoiser(process)
-    x_t, t = noise(process), jnp.asarray(0.3 * process.t_max)
-    sampler = make(process, denoise)
-    x_s = sampler.value(sampler.step(KEY, sampler.init(x_t), t, jnp.zeros(())))
-    np.testing.assert_allclose(x_s, denoise(x_t, t), rtol=1e-13)
+    t, x_t = 0.3 * PROCESSES[name].t_max, case(name)[1]
+    x_s = stepper(sampler)(known(name, [0.0, t]), x_t, t, 0.0)
+    np.testing.assert_allclose(x_s, np.tanh(x_t), rtol=1e-13)
 
 
 @each_sampler
 @each_process
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
-def test_a_step_of_no_length_stands_still(make, name, fraction):
-    process = PROCESSES[name]
-    sampler = make(process, lambda x, t: jnp.tanh(x))
-    x_t, t = noise(process), jnp.asarray(fraction * process.t_max)
-    np.testing.assert_array_equal(sampler.value(sampler.step(KEY, x_t, t, t)), x_t)
+def test_a_step_of_no_length_stands_still(sampler, name, fraction):
+    t, x_t = fraction * PROCESSES[name].t_max, case(name)[1]
+    np.testing.assert_array_equal(stepper(sampler)(known(name, t), x_t, t, t), x_t)
+
+
+@functools.cache
+def slope_of(sampler):
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def total(shift, x_T, process, ts):
+        made = SAMPLERS[sampler](process, lambda x, t: jnp.tanh(x) + shift)
+        return sample(KEY, made, x_T, ts).sum()
+
+    return total
 
 
 @each_sampler
-@pytest.mark.parametrize("name", ["vp", "flow", "edm", "ddpm"])
-def test_gradients_flow_through_sampling(make, name):
-    process = PROCESSES[name]
+@each_process
+def test_gradients_flow_through_sampling(sampler, name):
+    process, x_T, ts = case(name)
+    total, step = slope_of(sampler), 1e-5
+    _, (slope, x_slope) = total(0.1, x_T, process, ts)
+    above, below = (total(0.1 + h, x_T, process, ts)[0] for h in (step, -step))
+    np.testing.assert_allclose(slope, (above - below) / (2 * step), rtol=1e-5)
+    assert np.isfinite(x_slope).all()
 
-    def total(shift, x_T):
-        exact = MIXTURE.denoiser(process)
-        sampler = make(process, lambda x, t: exact(x, t) + shift)
-        return sample(KEY, sampler, x_T, grid(process)).sum()
 
-    value = jax.jit(total)
-    slope, x_slope = jax.jit(jax.grad(total, argnums=(0, 1)))(0.1, noise(process))
-    step = 1e-5
-    difference = (value(0.1 + step, noise(process)) - value(0.1 - step, noise(process))) / (
-        2 * step
-    )
-    np.testing.assert_allclose(slope, difference, rtol=1e-5)
-    assert jnp.isfinite(x_slope).all()
+@functools.cache
+def v_runner(sampler):
+    @jax.jit
+    def run(process, x_T, ts):
+        denoise = denoisers.from_network(lambda x, t: 0.1 * x, process, "v")
+        return sample(KEY, SAMPLERS[sampler](process, denoise), x_T, ts)
+
+    return run
 
 
 @pytest.mark.parametrize("name", NO_SIGNAL_AT_END)
 @each_sampler
-def test_schedules_without_signal_at_the_end_work_with_v(make, name):
-    process = PROCESSES[name]
-    denoise = denoisers.from_network(lambda x, t: 0.1 * x, process, "v")
-    x0 = sample(KEY, make(process, denoise), noise(process), grid(process))
-    assert jnp.isfinite(x0).all()
+def test_schedules_without_signal_at_the_end_work_with_v(sampler, name):
+    assert np.isfinite(v_runner(sampler)(*case(name))).all()
 
 
 # --- What the methods are -------------------------------------------------------------------
 
 
-def test_ddim_with_eta_1_is_ancestral_sampling():
-    denoise = MIXTURE.denoiser(VP)
-    runs = [
-        sample(KEY, sampler, noise(VP), grid(VP))
-        for sampler in (ancestral(VP, denoise), ddim(VP, denoise, eta=1.0))
-    ]
+@each_process
+def test_ddim_with_eta_1_is_ancestral_sampling(name):
+    runs = [runner(sampler)(*case(name)) for sampler in ("ancestral", "ddim_1")]
     np.testing.assert_allclose(runs[0], runs[1], rtol=1e-10)
 
 
-def test_ancestral_step_is_the_published_ddpm_update():
+BETAS = np.array([0.1, 0.2, 0.3, 0.4])
+X_T, EPS_HAT = np.array([[0.7, -1.1]]), 0.3
+
+
+@functools.cache
+def published_steps(make, t, s):
+    """Return the step of a chain of BETAS whose network says EPS_HAT, and the noise it draws."""
+
+    @jax.jit
+    def step(t, s):
+        process = processes.from_betas(BETAS)
+        denoise = denoisers.from_network(lambda x, t: jnp.full_like(x, EPS_HAT), process, "eps")
+        z = jax.random.normal(jax.random.fold_in(KEY, 0), (2,))
+        return make(process, denoise).step(KEY, X_T, t, s), z[None]
+
+    return step(t, s)
+
+
+@pytest.mark.parametrize("variance", ["posterior", "upper"])
+def test_ancestral_step_is_the_published_ddpm_update(variance):
     """Algorithm 2 of Ho et al. 2020, both variances, written with eps and beta."""
-    betas = np.array([0.1, 0.2, 0.3, 0.4])
-    process = processes.from_betas(betas)
-    kept = np.cumprod(1 - betas)
-    eps_hat, x_t = 0.3, jnp.array([[0.7, -1.1]])
-    denoise = denoisers.from_network(lambda x, t: jnp.full_like(x, eps_hat), process, "eps")
-    mean = (x_t - betas[2] / np.sqrt(1 - kept[2]) * eps_hat) / np.sqrt(1 - betas[2])
-    z = jax.random.normal(jax.random.fold_in(KEY, 0), (2,))
-    small = np.sqrt((1 - kept[1]) / (1 - kept[2]) * betas[2])
-    for variance, std in (("posterior", small), ("upper", np.sqrt(betas[2]))):
-        step = ancestral(process, denoise, variance=variance).step
-        x_s = step(KEY, x_t, jnp.asarray(3 / 4), jnp.asarray(2 / 4))
-        np.testing.assert_allclose(x_s, mean + std * z, rtol=1e-10)
+    kept = np.cumprod(1 - BETAS)
+    mean = (X_T - BETAS[2] / np.sqrt(1 - kept[2]) * EPS_HAT) / np.sqrt(1 - BETAS[2])
+    shrink = {"posterior": (1 - kept[1]) / (1 - kept[2]), "upper": 1.0}[variance]
+    x_s, z = published_steps(functools.partial(ancestral, variance=variance), 3 / 4, 2 / 4)
+    np.testing.assert_allclose(x_s, mean + np.sqrt(shrink * BETAS[2]) * z, rtol=1e-10)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_ddim_step_is_the_published_update(eta):
     """Eqs. 12 and 16 of Song et al. 2021, whose alpha is the cumulative product."""
-    betas = np.array([0.1, 0.2, 0.3, 0.4])
-    process = processes.from_betas(betas)
-    a = np.cumprod(1 - betas)
-    eps_hat, x_t = 0.3, jnp.array([[0.7, -1.1]])
-    denoise = denoisers.from_network(lambda x, t: jnp.full_like(x, eps_hat), process, "eps")
+    a = np.cumprod(1 - BETAS)
     sigma = eta * np.sqrt((1 - a[1]) / (1 - a[3])) * np.sqrt(1 - a[3] / a[1])
-    x0 = (x_t - np.sqrt(1 - a[3]) * eps_hat) / np.sqrt(a[3])
-    z = jax.random.normal(jax.random.fold_in(KEY, 0), (2,))
-    expected = np.sqrt(a[1]) * x0 + np.sqrt(1 - a[1] - sigma**2) * eps_hat + sigma * z
-    x_s = ddim(process, denoise, eta).step(KEY, x_t, jnp.asarray(4 / 4), jnp.asarray(2 / 4))
+    x0 = (X_T - np.sqrt(1 - a[3]) * EPS_HAT) / np.sqrt(a[3])
+    x_s, z = published_steps(functools.partial(ddim, eta=eta), 4 / 4, 2 / 4)
+    expected = np.sqrt(a[1]) * x0 + np.sqrt(1 - a[1] - sigma**2) * EPS_HAT + sigma * z
     np.testing.assert_allclose(x_s, expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["vp", "edm", "flow", "cosine"])
-def test_ddim_reaches_order_one(name):
-    """Against the exact flow map of one Gaussian: y - mean shrinks as the std does."""
-    process = PROCESSES[name]
-    std = 0.4
-    data = type(MIXTURE)([1.0], [[0.7, -0.2]], [std**2 * np.eye(2)])
-    t_start, t_end = 0.9 * process.t_max, 0.05 * process.t_max
-    x_t = noise(process)
+SIZES = np.array([128, 256, 512])
+
+
+@jax.jit
+def _ddim_errors(process, x_t, t_start, t_end):
+    """Errors of ddim with each of SIZES steps, against the exact flow map of one Gaussian."""
+    std, mean = 0.4, np.array([0.7, -0.2])
+    data = Mixture([1.0], mean[None], [std**2 * np.eye(2)])
 
     def spread(t):
         return jnp.sqrt((process.alpha(t) * std) ** 2 + process.variance(t))
 
-    ends = jnp.asarray(t_start), jnp.asarray(t_end)
-    centre = [process.alpha(t) * data.means[0][None] for t in ends]
-    exact = centre[1] + spread(ends[1]) / spread(ends[0]) * (x_t - centre[0])
-    run = jax.jit(lambda ts: sample(KEY, ddim(process, data.denoiser(process)), x_t, ts))
-    sizes = np.array([128, 256, 512])
-    errors = [
-        float(jnp.abs(run(timesteps.log_snr(process, n, t_end, t_start)) - exact).max())
-        for n in sizes
-    ]
-    order = -np.polyfit(np.log(sizes), np.log(errors), 1)[0]
+    # y - mean shrinks as the std does
+    start, end = ((process.alpha(t) * mean)[None] for t in (t_start, t_end))
+    exact = end + spread(t_end) / spread(t_start) * (x_t - start)
+
+    def error(ts):
+        x0 = sample(KEY, ddim(process, data.denoiser(process)), x_t, ts)
+        return jnp.abs(x0 - exact).max()
+
+    grids = [timesteps.log_snr(process, n, t_end, t_start) for n in SIZES]
+    longest = len(grids[-1])  # a step of no length stands still
+    return jax.vmap(error)(
+        jnp.stack([jnp.pad(ts, (0, longest - len(ts)), mode="edge") for ts in grids])
+    )
+
+
+@pytest.mark.parametrize("name", ["vp", "edm", "flow", "cosine"])
+def test_ddim_reaches_order_one(name):
+    t_max = PROCESSES[name].t_max
+    errors = _ddim_errors(chosen(name), case(name)[1], 0.9 * t_max, 0.05 * t_max)
+    order = -np.polyfit(np.log(SIZES), np.log(errors), 1)[0]
     print(f"order {order:.3f}, errors {errors}")
     assert order > 0.8
 
 
 @pytest.mark.parametrize("make", [ancestral, SAMPLERS["ddim_0.5"], ddim], ids=["1", "0.5", "0"])
 def test_samples_have_the_moments_of_the_mixture(make):
-    n = 100_000
-    sampler = make(VP, MIXTURE.denoiser(VP))
-    ts = timesteps.log_snr(VP, 400)
-    x = jax.jit(lambda key: sample(key, sampler, VP.prior_sample(KEY, (n, 2)), ts))(
-        jax.random.key(5)
+    # The variances come out low by O(1/N): with this grid, 400 steps and eta = 1 by at most 1.0
+    # standard error of 5000 samples (0.5 for eta = 0), computed exactly for one Gaussian.
+    n, ts = 5000, timesteps.quadratic(VP, 400, t_end=1e-3)
+    mixture = jax.tree.map(jnp.float32, MIXTURE)
+    sampler = make(VP, mixture.denoiser(VP))
+    optimized = {"xla_backend_optimization_level": 2}  # the one program here that runs for long
+    run = jax.jit(lambda key, x_T: sample(key, sampler, x_T, ts), compiler_options=optimized)
+    x = np.asarray(run(jax.random.key(5), noise(VP, n, jnp.float32)), float)
+    weights, means, covariances = (
+        np.asarray(leaf) for leaf in jax.tree.leaves(MIXTURE.diffuse(VP, 1e-3))
     )
-    exact = MIXTURE.diffuse(VP, ts[-1])
-    mean = exact.weights @ exact.means
-    second = jnp.einsum("k,kij->ij", exact.weights, exact.covariances) + jnp.einsum(
-        "k,ki,kj->ij", exact.weights, exact.means, exact.means
-    )
+    second = np.einsum("k,kij->ij", weights, covariances)
+    second += np.einsum("k,ki,kj->ij", weights, means, means)
     products = x[:, :, None] * x[:, None, :]
-    z_mean = (x.mean(0) - mean) / (x.std(0) / np.sqrt(n))
+    z_mean = (x.mean(0) - weights @ means) / (x.std(0) / np.sqrt(n))
     z_second = (products.mean(0) - second) / (products.std(0) / np.sqrt(n))
     print("standard errors off:", z_mean, z_second)
-    assert jnp.abs(z_mean).max() < 4
-    assert jnp.abs(z_second).max() < 4
+    assert np.abs(z_mean).max() < 4
+    assert np.abs(z_second).max() < 4
 
 
 # --- What the loop promises -----------------------------------------------------------------
@@ -222,11 +277,9 @@ def test_the_denoiser_is_traced_once_for_all_grids_and_hyper_parameters():
 
     @jax.jit
     def generate(process, key, x_T, ts, eta):
-        exact = MIXTURE.denoiser(process)
-
         def denoise(x, t):
             traces.append(1)
-            return exact(x, t)
+            return jnp.tanh(x)
 
         return sample(key, ddim(process, denoise, eta), x_T, ts)
 
@@ -236,7 +289,7 @@ def test_the_denoiser_is_traced_once_for_all_grids_and_hyper_parameters():
 
 
 def test_collect_stacks_what_it_is_given_and_only_that():
-    sampler = ddim(VP, MIXTURE.denoiser(VP))
+    sampler = ddim(VP, lambda x, t: jnp.tanh(x))
     x0, path = sample(KEY, sampler, noise(VP), grid(VP), collect=lambda x: {"x": x})
     assert path["x"].shape == (6, 8, 2)
     np.testing.assert_array_equal(path["x"][-1], x0)
@@ -262,10 +315,9 @@ def test_the_state_is_float32_whatever_the_network():
         return x.astype(jnp.bfloat16)
 
     x_T = noise(VP, dtype=jnp.bfloat16)
-    sampler = ddim(VP, denoisers.from_network(network, VP, "v"))
-    assert sample(KEY, sampler, x_T, grid(VP)).dtype == jnp.float32
-    plain = ddim(VP, lambda x, t: x.astype(jnp.bfloat16))
-    assert sample(KEY, plain, x_T, grid(VP)).dtype == jnp.float32
+    for denoise in (network, denoisers.from_network(network, VP, "v")):
+        x0 = jax.eval_shape(lambda d=denoise: sample(KEY, ddim(VP, d), x_T, grid(VP)))
+        assert x0.dtype == jnp.float32
 
 
 def test_a_sampler_of_ones_own_runs():
@@ -308,4 +360,4 @@ EPS = denoisers.from_network(lambda x, t: x, PROCESSES["flow"], "eps")
 )
 def test_bad_arguments_are_refused(call, error, match):
     with pytest.raises(error, match=match):
-        call(samplers.ddim(VP, MIXTURE.denoiser(VP)))
+        call(samplers.ddim(VP, jnp.multiply))

@@ -1,8 +1,10 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NO_SIGNAL_AT_END, PROCESSES
+from cases import NO_SIGNAL_AT_END, PROCESSES, chosen
 from scipy import stats
 
 from jaxdiff import numerics, processes, timesteps
@@ -11,16 +13,35 @@ each_process = pytest.mark.parametrize("name", PROCESSES)
 KEY = jax.random.key(0)
 
 
+MAKERS = {make.__name__: make for make in (timesteps.uniform, timesteps.quadratic)}
+MAKERS["log_snr"] = timesteps.log_snr
+
+
+@jax.jit
+def _grids(process):
+    grids = {
+        (maker, num_steps): make(process, num_steps, t_end=1e-3)
+        for maker, make in MAKERS.items()
+        for num_steps in (1, 2, 17)
+    }
+    return grids, process.log_snr(timesteps.log_snr(process, 20))
+
+
+@functools.cache
+def grids(name):
+    """Return {(maker, num_steps): times} and the log-SNRs of `timesteps.log_snr`, 20 steps."""
+    return jax.device_get(_grids(chosen(name)))
+
+
 @each_process
 @pytest.mark.parametrize("num_steps", [1, 2, 17])
-@pytest.mark.parametrize("make", [timesteps.uniform, timesteps.quadratic, timesteps.log_snr])
-def test_grids_fall_from_t_max_to_t_end(name, num_steps, make):
-    process = PROCESSES[name]
-    ts = make(process, num_steps, t_end=1e-3)
+@pytest.mark.parametrize("maker", MAKERS)
+def test_grids_fall_from_t_max_to_t_end(name, num_steps, maker):
+    ts = grids(name)[0][maker, num_steps]
     assert ts.shape == (num_steps + 1,)
-    assert ts[0] == process.t_max
+    assert ts[0] == PROCESSES[name].t_max
     assert ts[-1] == 1e-3
-    assert (jnp.diff(ts) < 0).all()
+    assert (np.diff(ts) < 0).all()
 
 
 def test_uniform_and_quadratic_are_what_they_say():
@@ -32,23 +53,26 @@ def test_uniform_and_quadratic_are_what_they_say():
 
 @each_process
 def test_log_snr_grid_is_uniform_in_log_snr(name):
-    process = PROCESSES[name]
-    nodes = process.log_snr(timesteps.log_snr(process, 20))
+    nodes = grids(name)[1]
     if name in NO_SIGNAL_AT_END:
-        assert nodes[0] == -jnp.inf
+        assert nodes[0] == -np.inf
         np.testing.assert_allclose(nodes[1], timesteps.INFINITE_START, rtol=1e-9)
         nodes = nodes[1:]
-    np.testing.assert_allclose(jnp.diff(nodes, 2), 0.0, atol=1e-7)
+    np.testing.assert_allclose(np.diff(nodes, 2), 0.0, atol=1e-7)
 
 
 def test_karras_gives_the_published_levels():
-    ts = timesteps.karras(processes.edm(), 18, 0.002, 80.0)
+    ts = jax.jit(lambda: timesteps.karras(processes.edm(), 18, 0.002, 80.0))()
     steps = np.arange(18) / 17
     levels = (80 ** (1 / 7) + steps * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     np.testing.assert_allclose(ts, np.append(levels, 0.0), rtol=1e-12)
-    vp = timesteps.karras(processes.vp(), 5, 0.01, 80.0)
-    ratio = processes.vp().sigma(vp[:-1]) / processes.vp().alpha(vp[:-1])
-    np.testing.assert_allclose(ratio[jnp.array([0, -1])], [80.0, 0.01], rtol=1e-10)
+
+    @jax.jit
+    def ratio(process):
+        ts = timesteps.karras(process, 5, 0.01, 80.0)[:-1]
+        return process.sigma(ts) / process.alpha(ts)
+
+    np.testing.assert_allclose(ratio(processes.vp())[np.array([0, -1])], [80.0, 0.01], rtol=1e-10)
 
 
 def test_new_ends_of_a_grid_compile_nothing_anew():
@@ -97,34 +121,47 @@ def test_equal_neighbours_are_allowed_in_a_grid():
     timesteps.check_grid(jnp.array([1.0, 0.5, 0.5, 0.0]))
 
 
-DRAWS = {
-    "uniform": (timesteps.draw_uniform(), lambda p, t: t / p.t_max),
-    "stratified": (timesteps.draw_stratified(), lambda p, t: t / p.t_max),
+NUM_DRAWS = 4000
+DRAWS = {  # and their cumulative distributions, functions of (t / t_max, log_snr)
+    "uniform": (timesteps.draw_uniform(), lambda t, log_snr: t),
+    "stratified": (timesteps.draw_stratified(), lambda t, log_snr: t),
     "log_normal": (
         timesteps.draw_log_normal(-1.2, 1.2),
-        lambda p, t: stats.norm.cdf(-0.5 * np.asarray(p.log_snr(t)), -1.2, 1.2),
+        lambda t, log_snr: stats.norm.cdf(-0.5 * log_snr, -1.2, 1.2),
     ),
-    "log_snr": (timesteps.draw_log_snr(-8.0, 8.0), lambda p, t: (p.log_snr(t) + 8.0) / 16.0),
+    "log_snr": (timesteps.draw_log_snr(-8.0, 8.0), lambda t, log_snr: (log_snr + 8.0) / 16.0),
 }
+
+
+@jax.jit
+def _draws(process):
+    drawn = {key: draw(KEY, process, NUM_DRAWS) for key, (draw, _) in DRAWS.items()}
+    return {key: (t, process.log_snr(t)) for key, t in drawn.items()}
+
+
+@functools.cache
+def draws(name):
+    return jax.device_get(_draws(chosen(name)))
 
 
 @pytest.mark.parametrize("draw_name", DRAWS)
 @pytest.mark.parametrize("name", ["vp", "edm", "flow", "ddpm"])
 def test_draws_have_their_distribution_and_are_never_zero(draw_name, name):
-    process = PROCESSES[name]
-    draw, cdf = DRAWS[draw_name]
-    t = draw(KEY, process, 4000)
+    t_max = PROCESSES[name].t_max
+    t, log_snr = draws(name)[draw_name]
+    assert t.shape == (NUM_DRAWS,)
     assert (t > 0).all()
-    assert (t <= process.t_max).all()
-    inside = t < process.t_max
-    distance = stats.kstest(np.asarray(cdf(process, t[inside])), "uniform").statistic
+    assert (t <= t_max).all()
+    inside = t < t_max
+    cdf = DRAWS[draw_name][1]
+    distance = stats.kstest(cdf(t[inside] / t_max, log_snr[inside]), "uniform").statistic
     print(f"Kolmogorov-Smirnov distance {distance:.4f}")
-    assert distance < 1.95 / np.sqrt(4000)  # 0.1% of independent draws exceed it
+    assert distance < 1.95 / np.sqrt(NUM_DRAWS)  # 0.1% of independent draws exceed it
 
 
 def test_stratified_draws_are_evenly_spread_over_the_global_batch():
     whole = timesteps.draw_stratified()(KEY, processes.vp(), 16)
-    np.testing.assert_allclose(jnp.diff(jnp.sort(whole)), 1 / 16, rtol=1e-6)
+    np.testing.assert_allclose(np.diff(np.sort(whole)), 1 / 16, rtol=1e-6)
     with numerics.shard_rows(1, 4):
         part = timesteps.draw_stratified()(KEY, processes.vp(), 4)
     np.testing.assert_array_equal(part, whole[4:8])

@@ -1,6 +1,5 @@
 """Discrete chains of noising steps, as processes in time."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -12,8 +11,7 @@ from jaxdiff.processes.base import Process
 from jaxdiff.typing import Array
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@numerics.pytree_dataclass
 class Chain(Process):
     """See :func:`from_betas`; `log_alphas` (T + 1,) are its values at t = 0, 1/T, ..., 1."""
 

@@ -1,6 +1,5 @@
 """Processes in continuous time, each class followed by the function that makes it."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -53,8 +52,7 @@ def _all_known(*values: Any) -> bool:
     return all(isinstance(value, float) for value in values)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@numerics.pytree_dataclass
 class VP(_LinearBeta):
     """See :func:`vp`."""
 
@@ -87,8 +85,7 @@ def vp(beta_min: Any = 0.1, beta_max: Any = 20.0) -> VP:
     return VP(*_rates(beta_min, beta_max))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@numerics.pytree_dataclass
 class SubVP(_LinearBeta, SigmaProcess):
     """See :func:`sub_vp`."""
 
@@ -115,8 +112,7 @@ def sub_vp(beta_min: Any = 0.1, beta_max: Any = 20.0) -> SubVP:
     return SubVP(*_rates(beta_min, beta_max))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@numerics.pytree_dataclass
 class VE(SigmaProcess):
     """See :func:`ve`."""
 
@@ -159,8 +155,7 @@ def ve(sigma_min: Any = 0.01, sigma_max: Any = 50.0) -> VE:
     return VE(sigma_min, sigma_max)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@numerics.pytree_dataclass
 class Cosine(SigmaProcess):
     """See :func:`cosine`."""
 
@@ -201,8 +196,7 @@ def cosine(log_snr_shift: Any = 0.0) -> Cosine:
     return Cosine(scalar("log_snr_shift", log_snr_shift))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@numerics.pytree_dataclass
 class EDM(SigmaProcess):
     """See :func:`edm`."""
 
@@ -237,8 +231,7 @@ def edm(sigma_max: Any = 80.0) -> EDM:
     return EDM(scalar("sigma_max", sigma_max, positive=True))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@numerics.pytree_dataclass
 class Flow(SigmaProcess):
     """See :func:`flow`."""
 

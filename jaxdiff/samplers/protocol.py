@@ -98,7 +98,7 @@ def sample(
 
 
 def check_start(process: Process, denoise: Denoiser) -> Callable[[Array], None]:
-    """Return a `Sampler.check` that a grid stays in [0, t_max] and starts where `denoise` can."""
+    """Return a `Sampler.check`: ValueError unless a grid starts where the denoiser can."""
     needs_signal = getattr(denoise, "needs_signal", None)
 
     def check(ts: Array) -> None:
