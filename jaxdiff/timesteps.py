@@ -68,7 +68,10 @@ def log_snr(process: Process, num_steps: int, t_end: Any = 1e-3, t_start: Any = 
     t_start and the other nodes are in equal steps from :data:`INFINITE_START`, or from the
     log-SNR of `t_end` less 10 if that is lower.
 
-    Args and errors are those of :func:`uniform`; log-SNR must be finite at `t_end`.
+    Args are those of :func:`uniform`.
+
+    Raises:
+        ValueError: as :func:`uniform`, and if log-SNR is known to be infinite at `t_end`.
 
     Source: Lu et al. 2022 (arXiv:2206.00927), whose solvers step uniformly in log-SNR.
     """

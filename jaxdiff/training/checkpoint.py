@@ -15,6 +15,7 @@ processes), so that any number of devices can read them back.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import logging
 import operator
@@ -259,6 +260,10 @@ class Checkpoints:
 
     def _failure(self, step: int, error: Exception) -> CheckpointError:
         """Make room again and say what was lost and what is left."""
+        if self._writer is not None:  # its threads may still write where we are to tidy up
+            with contextlib.suppress(Exception):
+                self._writer.close()
+            self._writer = None
         if jax.process_index() == 0:
             shutil.rmtree(step_folders.staged(self.directory, step), ignore_errors=True)
         earlier = self.steps()
