@@ -52,6 +52,9 @@ def run(name: str, commands: Mapping[str, Callable[..., None]], argv: Sequence[s
     except Stopped as stopped:
         print(f"{stopped} Run the same command to go on.", file=sys.stderr)
         return STOPPED_EXIT_CODE
+    except KeyboardInterrupt:
+        print("Interrupted. Run the same command to go on.", file=sys.stderr)
+        return STOPPED_EXIT_CODE
     except (Refusal, RunError, CheckpointError, NotPreparedError, NotFinite) as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 1

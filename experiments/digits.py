@@ -84,7 +84,7 @@ def fit(
     state = training.init(model.params, optimizer, ema_decay=config.ema_decay)
     restored = checkpoints.restore(target=state)
     if restored is not None:
-        state = jax.tree.map(jnp.asarray, restored.state)
+        state = jax.tree.map(jnp.array, restored.state)  # copies, which the loop may donate
     start = int(state.step)
     if start >= config.num_steps:
         return state.ema

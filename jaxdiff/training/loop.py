@@ -4,6 +4,7 @@ import contextlib
 import math
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
@@ -42,8 +43,12 @@ class NotFinite(ArithmeticError):
 def catch_signals() -> Iterator[Callable[[], str | None]]:
     """Turn SIGINT and SIGTERM into a question: the name of the one received, or None.
 
-    A second signal acts as it did before.
+    A second signal acts as it did before. Only the main thread can catch signals; in another one
+    none is ever received.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
     received: list[str] = []
     before: dict[signal.Signals, Any] = {}
 
@@ -136,7 +141,7 @@ def fit(
                 since, timed_from = now, step
             if saving:
                 checkpoints.save(step, state, config)
-            if signal_name is not None and not last:
+            if signal_name is not None:
                 checkpoints.wait()
                 raise Stopped(step, signal_name)
     checkpoints.wait()
