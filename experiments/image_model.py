@@ -86,9 +86,9 @@ class Config:
     """Log-SNR of the cleanest training times, and of the data end of the likelihood."""
     drop_cond: float = 0.1
     """Probability with which a label is dropped in training."""
-    batch_size: int = 128
+    batch_size: int = 32
     """Examples an update."""
-    num_steps: int = 800
+    num_steps: int = 2600
     """Updates in all; a larger number extends a run."""
     decay_steps: int | None = None
     """Updates over which the learning rate decays; the first `num_steps` unless given."""
@@ -112,9 +112,9 @@ class Config:
     """Steps of the DDIM samples in the report."""
     data_dir: str | None = None
     """Where data sets lie; the cache directory unless given."""
-    checkpoint_every: int = 200
+    checkpoint_every: int = 500
     """Updates between checkpoints; the last is always saved."""
-    log_every: int = 10
+    log_every: int = 20
     """Updates between logged ones."""
 
 
