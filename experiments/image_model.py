@@ -86,9 +86,9 @@ class Config:
     """Log-SNR of the cleanest training times, and of the data end of the likelihood."""
     drop_cond: float = 0.1
     """Probability with which a label is dropped in training."""
-    batch_size: int = 32
+    batch_size: int = 64
     """Examples an update."""
-    num_steps: int = 2600
+    num_steps: int = 1600
     """Updates in all; a larger number extends a run."""
     decay_steps: int | None = None
     """Updates over which the learning rate decays; the first `num_steps` unless given."""
