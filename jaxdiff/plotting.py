@@ -146,6 +146,8 @@ def save_curve(
     axis.plot(steps, values, color=ACCENT, alpha=0.35, linewidth=1, label="logged batch")
     axis.plot(steps, medians, color=ACCENT, linewidth=2, label="running median")
     axis.set_yscale("log")
+    for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        ticks("{x:g}")
     axis.set_xlabel("training step", color=INK)
     axis.set_ylabel(ylabel, color=INK)
     axis.set_title(title, fontsize=12, color=INK)
