@@ -13,6 +13,7 @@ import numpy as np
 from experiments.image_model import (
     Config,
     Model,
+    brightness,
     build_model,
     make_generator,
     open_images,
@@ -211,8 +212,7 @@ def _by_class(images: data.Images, num_classes: int) -> np.ndarray:
     """The first images of each class, uint8 (K, PER_CLASS, H, W, C), cycling where too few."""
     labels = _labels(images)
     chosen = [np.resize(np.flatnonzero(labels == k), PER_CLASS) for k in range(num_classes)]
-    levels = images.levels[np.stack(chosen)].astype(np.int32)
-    return (levels * 255 // (images.num_levels - 1)).astype(np.uint8)
+    return brightness(images.levels[np.stack(chosen)], images.num_levels)
 
 
 def _draw_noising(

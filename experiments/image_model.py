@@ -197,8 +197,12 @@ def open_images(config: Config, split: str) -> data.Images:
 
 def pixels(x: Any, num_levels: int) -> np.ndarray:
     """Turn images in [-1, 1] into uint8 of 256 levels, for pictures."""
-    levels = np.asarray(data.to_levels(x, num_levels), np.int32)
-    return (levels * 255 // (num_levels - 1)).astype(np.uint8)
+    return brightness(np.asarray(data.to_levels(x, num_levels)), num_levels)
+
+
+def brightness(levels: np.ndarray, num_levels: int) -> np.ndarray:
+    """Spread levels 0..L-1 over the 256 of a picture, uint8."""
+    return (levels.astype(np.int32) * 255 // (num_levels - 1)).astype(np.uint8)
 
 
 class Model(NamedTuple):

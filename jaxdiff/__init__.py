@@ -1,8 +1,9 @@
 """Diffusion models in JAX: every number checked against an exact answer.
 
-``import jaxdiff`` gives the core, which needs nothing but JAX: processes, forward, predictions,
-timesteps, weightings, mixtures, denoisers, losses, samplers, likelihood. ``jaxdiff.nn``,
-``jaxdiff.data`` and ``jaxdiff.training`` are imported by name and need the extra ``[train]``.
+``import jaxdiff`` gives the core, which imports JAX and NumPy alone: processes, forward,
+predictions, timesteps, weightings, mixtures, denoisers, losses, samplers, likelihood.
+``jaxdiff.nn``, ``jaxdiff.data`` and ``jaxdiff.training`` are imported by name and need the extra
+``[train]``.
 """
 
 from jaxdiff import (

@@ -37,15 +37,9 @@ def from_network(
     def denoise(x_t: Array, t: Array) -> Array:
         if needs_signal:
             predictions.require_signal(process, t, f"a network that predicts {prediction}")
-        output = network(x_t, t)
-        if jnp.shape(output) != x_t.shape:
-            raise ValueError(
-                f"`network` must return the shape of x_t, {x_t.shape}; got {jnp.shape(output)}."
-            )
+        output = _check_output(network(x_t, t), x_t)
         t = numerics.as_time(t).astype(x_t.dtype)
-        x0_hat = predictions.convert(
-            process, prediction, "x0", output.astype(x_t.dtype), x_t, t
-        ).astype(x_t.dtype)
+        x0_hat = predictions.convert(process, prediction, "x0", output, x_t, t).astype(x_t.dtype)
         return x0_hat if clip is None else jnp.clip(x0_hat, -clip, clip)
 
     if needs_signal:
@@ -82,13 +76,18 @@ def edm_preconditioned(network: Network, process: Process, sigma_data: Any = 0.5
         time = numerics.expand_like(t, x_t)
         alpha, sigma = process.alpha(time), process.sigma(time)
         total = sigma**2 + (alpha * sigma_data) ** 2
-        output = network(x_t / jnp.sqrt(total), -process.log_snr(t) / 8.0)
-        if jnp.shape(output) != x_t.shape:
-            raise ValueError(
-                f"`network` must return the shape of x_t, {x_t.shape}; got {jnp.shape(output)}."
-            )
+        output = _check_output(network(x_t / jnp.sqrt(total), -process.log_snr(t) / 8.0), x_t)
         skip = alpha * sigma_data**2 / total
         out = sigma * sigma_data / jnp.sqrt(total)
-        return (skip * x_t + out * output.astype(x_t.dtype)).astype(x_t.dtype)
+        return (skip * x_t + out * output).astype(x_t.dtype)
 
     return denoise
+
+
+def _check_output(output: Array, x_t: Array) -> Array:
+    """Return what a network gave in the dtype of its input, if it has the shape of it."""
+    if jnp.shape(output) != x_t.shape:
+        raise ValueError(
+            f"`network` must return the shape of x_t, {x_t.shape}; got {jnp.shape(output)}."
+        )
+    return output.astype(x_t.dtype)

@@ -109,8 +109,8 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
 
     Rebuilt by a transformation it skips `__post_init__`: its leaves may then be anything, and
     were checked when it was made. (`jax.tree_util.register_dataclass` runs it again; and in
-    jaxlib 0.10 it takes classes of the same field names for the same structure, so that a jitted
-    function of one runs on the other.)
+    jaxlib 0.10 it takes classes of equally many fields for the same structure, so that what was
+    compiled for one may run on the other.)
     """
     made = dataclasses.dataclass(frozen=True)(cls)
     names = [field.name for field in dataclasses.fields(made)]  # type: ignore[arg-type]
