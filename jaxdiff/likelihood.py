@@ -4,15 +4,8 @@ The ODE whose flow has the marginals of the forward process (Song et al. 2021,
 arXiv:2011.13456, eq. 13) is a continuous normalising flow, so log-density changes along it by
 minus its divergence (Chen et al. 2018, arXiv:1806.07366, eq. 8).
 
-It is integrated in the angle theta = atan(sigma / alpha) and in y = x_t / sqrt(alpha^2 +
-sigma^2), where it reads, for every process,
-
-    y = cos(theta) x0 + sin(theta) eps,
-    dy / dtheta = v_hat = (cos(theta) y - x0_hat) / sin(theta),
-
-so that a schedule's kinks, an infinite slope of sigma at t = 0 and alpha = 0 at t_max do not
-enter: theta runs from nearly 0 to at most pi / 2. (y is Salimans & Ho 2022, arXiv:2202.00512,
-appendix D.) With r the root above,
+It is integrated in the angle theta and in y = x_t / r, r = sqrt(alpha^2 + sigma^2), as
+`jaxdiff.probability_flow` writes it for every process:
 
     log p(x) = log N(x_T; 0, variance(t_max) I) + int div(v_hat) dtheta + D log r_T / r_min.
 
@@ -31,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import numerics
+from jaxdiff import numerics, probability_flow
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser, Key
 
@@ -100,22 +93,15 @@ def log_prob(
         raise ValueError(f"`t_min` must be a time with noise; got {t_min}, where sigma is 0.")
     probes = _draw_probes(key, num_probes, x)
     ends = jnp.stack([jnp.asarray(t, x.dtype) for t in (t_min, process.t_max)])
-    alphas, sigmas = process.alpha(ends), process.sigma(ends)
-    start, stop = jnp.arctan2(sigmas, alphas)
-    radius, radius_T = jnp.hypot(alphas, sigmas)  # noqa: N806
+    start, stop = probability_flow.angle(process, ends)
+    radius, radius_T = probability_flow.radius(process, ends)  # noqa: N806
+    field = probability_flow.vector_field(process, denoise)
 
     def vector_field(
         theta: Any, state: tuple[Array, Array], row_probes: Any
     ) -> tuple[Array, Array]:
-        cos, sin = jnp.cos(theta), jnp.sin(theta)
-        smallest = jnp.finfo(x.dtype).tiny  # cos(pi / 2) may round to less than 0
-        log_snr = 2.0 * jnp.log(jnp.maximum(cos, smallest) / sin)
-        t = jnp.clip(process.time_of_log_snr(log_snr), ends[0], ends[1])
-        scale = jnp.hypot(process.alpha(t), process.sigma(t))
-
         def v_hat(y: Array) -> Array:
-            x0_hat = denoise((scale * y)[None], t)[0]
-            return (cos * y - x0_hat.astype(y.dtype)) / sin
+            return field(theta, y[None])[0]
 
         if row_probes is None:
             return numerics.divergence(v_hat, state[0])

@@ -28,9 +28,12 @@ class Chain(Process):
         return -jnp.expm1(2.0 * jnp.diff(self.log_alphas))
 
     def _parts(self, t: Array) -> tuple[Array, Array]:
-        """Factor alpha as fall * exp(log_rest), fall < 1 only on a last interval ending at 0."""
+        """Factor alpha as fall * exp(log_rest), fall < 1 only on a last interval ending at 0.
+
+        A node belongs to the interval below it, so that slopes there are those of a step down.
+        """
         position = t * self.num_steps
-        index = jnp.clip(jnp.floor(position).astype(int), 0, self.num_steps - 1)
+        index = jnp.clip(jnp.ceil(position).astype(int) - 1, 0, self.num_steps - 1)
         fraction = position - index
         near, far = self.log_alphas[index], self.log_alphas[index + 1]
         to_zero = jnp.isneginf(far)

@@ -1,7 +1,31 @@
 """Samplers: closures over (process, denoise), run by the one `lax.scan` of `sample`."""
 
+from jaxdiff.samplers.adaptive import adaptive
 from jaxdiff.samplers.ancestral import ancestral
 from jaxdiff.samplers.ddim import ddim
-from jaxdiff.samplers.protocol import Sampler, sample
+from jaxdiff.samplers.deis import deis
+from jaxdiff.samplers.dpm_solver import dpm_solver_pp, dpm_solver_pp_sde
+from jaxdiff.samplers.edm import edm
+from jaxdiff.samplers.euler import euler, euler_maruyama, heun
+from jaxdiff.samplers.langevin import langevin, predictor_corrector
+from jaxdiff.samplers.protocol import Sampler, encode, sample
+from jaxdiff.samplers.unipc import unipc
 
-__all__ = ["Sampler", "ancestral", "ddim", "sample"]
+__all__ = [
+    "Sampler",
+    "adaptive",
+    "ancestral",
+    "ddim",
+    "deis",
+    "dpm_solver_pp",
+    "dpm_solver_pp_sde",
+    "edm",
+    "encode",
+    "euler",
+    "euler_maruyama",
+    "heun",
+    "langevin",
+    "predictor_corrector",
+    "sample",
+    "unipc",
+]

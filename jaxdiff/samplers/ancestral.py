@@ -2,7 +2,7 @@
 
 from jaxdiff import forward, numerics
 from jaxdiff.processes import Process
-from jaxdiff.samplers.protocol import Sampler, check_start
+from jaxdiff.samplers.protocol import Sampler, solver
 from jaxdiff.typing import Array, Denoiser, Key
 
 
@@ -34,4 +34,4 @@ def ancestral(process: Process, denoise: Denoiser, variance: str = "posterior") 
             std = numerics.sqrt(upper**2 * (process.variance(s) > 0))
         return mean + std * numerics.normal(key, x_t)
 
-    return Sampler(init=lambda x_T: x_T, step=step, check=check_start(process, denoise))
+    return solver(process, denoise, step)

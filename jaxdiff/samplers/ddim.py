@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxdiff import forward, numerics
 from jaxdiff.processes import Process
-from jaxdiff.samplers.protocol import Sampler, check_start
+from jaxdiff.samplers.protocol import Sampler, follow_flow, solver
 from jaxdiff.typing import Array, Denoiser, Key
 
 
@@ -33,21 +33,20 @@ def ddim(process: Process, denoise: Denoiser, eta: Any = 0.0) -> Sampler:
     known = numerics.concrete(eta)
     if known is not None and not 0.0 <= known <= 1.0:
         raise ValueError(f"`eta` must lie in [0, 1]; got {eta}.")
-    deterministic = known is not None and known == 0.0
+
+    def flow_step(key: Key, x_t: Array, t: Array, s: Array) -> Array:
+        return follow_flow(process, x_t, denoise(x_t, t), t, s)
 
     def step(key: Key, x_t: Array, t: Array, s: Array) -> Array:
         x0_hat = denoise(x_t, t)
         sigma_s, sigma_t = process.sigma(s), process.sigma(t)
-        if deterministic:
-            kept = sigma_s
-        else:
-            _, added = forward.step_coefficients(process, s, t)
-            share = eta**2 * added / jnp.where(sigma_t > 0, sigma_t, 1.0) ** 2
-            kept = sigma_s * numerics.sqrt(1.0 - share)
-        noise_left = jnp.where(sigma_t > 0, kept / jnp.where(sigma_t > 0, sigma_t, 1.0), 1.0)
-        x_s = noise_left * x_t + (process.alpha(s) - process.alpha(t) * noise_left) * x0_hat
-        if deterministic:
-            return x_s
+        divisor = jnp.where(sigma_t > 0, sigma_t, 1.0)
+        _, added = forward.step_coefficients(process, s, t)
+        share = eta**2 * added / divisor**2
+        kept = sigma_s * numerics.sqrt(1.0 - share) / divisor
+        x_s = kept * x_t + (process.alpha(s) - process.alpha(t) * kept) * x0_hat
         return x_s + sigma_s * numerics.sqrt(share) * numerics.normal(key, x_t)
 
-    return Sampler(init=lambda x_T: x_T, step=step, check=check_start(process, denoise))
+    if known is not None and known == 0.0:
+        return solver(process, denoise, flow_step, deterministic=True)
+    return solver(process, denoise, step)

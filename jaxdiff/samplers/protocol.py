@@ -15,6 +15,9 @@ from jaxdiff import numerics, predictions, timesteps
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser, Key, PyTree
 
+Step = Callable[[Key, Any, Array, Array], Any]
+"""(key, state, t, s) -> state at s."""
+
 
 def _identity(state: Any) -> Any:
     return state
@@ -31,13 +34,16 @@ class Sampler(NamedTuple):
         replace: (state, x) -> state with x in its place, for correctors.
         check: called with the grid where it is known; raises ValueError if the method's
             mathematics does not fit it.
+        deterministic: whether `step` draws no noise and may also go from t to s > t, so that
+            :func:`encode` can run it.
     """
 
     init: Callable[[Array], Any]
-    step: Callable[[Key, Any, Array, Array], Any]
+    step: Step
     value: Callable[[Any], Array] = _identity
     replace: Callable[[Any, Array], Any] = lambda state, x: x
     check: Callable[[Array], None] = lambda ts: None
+    deterministic: bool = False
 
 
 def sample(
@@ -72,17 +78,66 @@ def sample(
         ValueError: if the shapes do not fit, the known grid increases or holds NaN, or the
             sampler refuses the grid.
     """
-    x_T = numerics.as_float(x_T, "x_T")  # noqa: N806
-    if x_T.ndim == 0:
-        raise ValueError("`x_T` must have a leading batch axis; got shape ().")
+    x_T = _as_batch(x_T, "x_T")  # noqa: N806
     ts = timesteps.check_grid(ts)
     sampler.check(ts)
-    ts = ts.astype(x_T.dtype)
-    keys = jax.random.split(key, ts.shape[0] - 1)
     if index is not None:
         index = jnp.asarray(index)
         if index.shape != x_T.shape[:1]:
             raise ValueError(f"`index` must have shape {x_T.shape[:1]}; got {index.shape}.")
+    return _run(key, sampler, x_T, ts, index, collect)
+
+
+def encode(sampler: Sampler, x0: Array, ts: Array) -> Array:
+    """Run a deterministic sampler backwards, from data to the noise that it makes them of.
+
+    A first step that leaves a time without noise takes eps_hat = 0, its limit there: an error of
+    order variance(s) of that one step, so a start at a small time with noise keeps a method's
+    order.
+
+    Args:
+        sampler: a solver of the probability-flow ODE, one with `deterministic` set.
+        x0: data (B, ...).
+        ts: increasing times (N + 1,): a grid of `jaxdiff.timesteps`, reversed.
+
+    Returns:
+        x_T (B, ...), the state at ts[-1].
+
+    Raises:
+        TypeError: if `x0` or `ts` holds integers.
+        ValueError: if the sampler is not deterministic, the known grid decreases or holds NaN,
+            or the sampler refuses the grid.
+
+    Source: Song et al. 2021 (arXiv:2010.02502), section 4.3 and eq. 14.
+    """
+    if not sampler.deterministic:
+        raise ValueError(
+            "`sampler` must be deterministic to encode: ddim with eta=0, euler, heun, edm without "
+            "churn, dpm_solver_pp, unipc, deis, adaptive, or one's own with deterministic=True."
+        )
+    x0 = _as_batch(x0, "x0")
+    ts = timesteps.check_grid(ts, decreasing=False)
+    sampler.check(ts[::-1])
+    return _run(jax.random.key(0), sampler, x0, ts, None, None)  # the key feeds nothing
+
+
+def _as_batch(x: Array, name: str) -> Array:
+    x = numerics.as_float(x, name)
+    if x.ndim == 0:
+        raise ValueError(f"`{name}` must have a leading batch axis; got shape ().")
+    return x
+
+
+def _run(
+    key: Key,
+    sampler: Sampler,
+    x: Array,
+    ts: Array,
+    index: Array | None,
+    collect: Callable[[Any], PyTree] | None,
+) -> Any:
+    ts = ts.astype(x.dtype)
+    keys = jax.random.split(key, ts.shape[0] - 1)
 
     def body(state: Any, inputs: tuple[Key, Array, Array]) -> tuple[Any, PyTree]:
         step_key, t, s = inputs
@@ -92,14 +147,46 @@ def sample(
         moved = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
         return moved, None if collect is None else collect(moved)
 
-    state, collected = jax.lax.scan(body, sampler.init(x_T), (keys, ts[:-1], ts[1:]))
-    x0 = sampler.value(state)
-    return x0 if collect is None else (x0, collected)
+    state, collected = jax.lax.scan(body, sampler.init(x), (keys, ts[:-1], ts[1:]))
+    end = sampler.value(state)
+    return end if collect is None else (end, collected)
 
 
-def check_start(process: Process, denoise: Denoiser) -> Callable[[Array], None]:
-    """Return a `Sampler.check`: ValueError unless a grid starts where the denoiser can."""
-    needs_signal = getattr(denoise, "needs_signal", None)
+# --- What the samplers share ----------------------------------------------------------------
+
+
+def solver(
+    process: Process,
+    denoise: Denoiser,
+    step: Step,
+    *,
+    init: Callable[[Array], Any] = _identity,
+    value: Callable[[Any], Array] = _identity,
+    replace: Callable[[Any, Array], Any] = lambda state, x: x,
+    deterministic: bool = False,
+    divides_by_alpha: str | None = None,
+) -> Sampler:
+    """Make a Sampler of a step, one that stands still where t == s and refuses a wrong start.
+
+    Args:
+        process: whose times the grid holds.
+        denoise: what the step evaluates.
+        step: the method's step.
+        init: as in Sampler.
+        value: as in Sampler.
+        replace: as in Sampler.
+        deterministic: as in Sampler.
+        divides_by_alpha: the method's name if it cannot start where alpha is 0.
+
+    Raises:
+        ValueError: when sampling, if a known grid starts past t_max, or where alpha is 0 and the
+            method or the denoiser divides by it.
+    """
+    needs_signal = divides_by_alpha or getattr(denoise, "needs_signal", None)
+
+    def guarded(key: Key, state: Any, t: Array, s: Array) -> Any:
+        moved = step(key, state, t, s)
+        return jax.tree.map(lambda new, old: jnp.where(t == s, old, new), moved, state)
 
     def check(ts: Array) -> None:
         start, t_max = numerics.concrete(ts[0]), numerics.concrete(process.t_max)
@@ -110,4 +197,26 @@ def check_start(process: Process, denoise: Denoiser) -> Callable[[Array], None]:
         if needs_signal is not None:
             predictions.require_signal(process, ts[0], needs_signal)
 
-    return check
+    return Sampler(init, guarded, value, replace, check, deterministic)
+
+
+def traced_once(denoise: Denoiser) -> Denoiser:
+    """Return a denoiser that is traced once however often a step calls it."""
+    return jax.jit(lambda x_t, t: denoise(x_t, t))
+
+
+def check_order(order: int, allowed: tuple[int, ...]) -> None:
+    """Raise ValueError unless `order` is one of `allowed`."""
+    if isinstance(order, bool) or order not in allowed:
+        raise ValueError(f"`order` must be one of {', '.join(map(str, allowed))}; got {order!r}.")
+
+
+def follow_flow(process: Process, x_t: Array, x0_hat: Array, t: Array, s: Array) -> Array:
+    r"""Return alpha_s x0_hat + sigma_s eps_hat: the probability flow if x0_hat did not change.
+
+    It is x0_hat where sigma_s = 0. Where sigma_t = 0, in encoding, eps_hat = 0, its limit there.
+    """
+    noisy = process.sigma(t) > 0
+    kept = jnp.where(noisy, process.sigma(s), process.alpha(s))
+    kept /= jnp.where(noisy, process.sigma(t), process.alpha(t))
+    return kept * x_t + (process.alpha(s) - kept * process.alpha(t)) * x0_hat

@@ -1,0 +1,44 @@
+r"""The probability-flow ODE in a form that every process shares.
+
+In the angle theta = atan(sigma / alpha) and in y = x_t / sqrt(alpha^2 + sigma^2) it reads
+
+    y = cos(theta) x0 + sin(theta) eps,
+    dy / dtheta = v_hat = (cos(theta) y - x0_hat) / sin(theta),
+
+so that a schedule's kinks, an infinite slope of sigma at t = 0 and alpha = 0 at t_max do not
+enter: theta runs from nearly 0 to at most pi / 2.
+
+Source: Salimans & Ho 2022 (arXiv:2202.00512), appendix D; the ODE: Song et al. 2021
+(arXiv:2011.13456), eq. 13.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from jaxdiff.processes import Process
+from jaxdiff.typing import Array, Denoiser
+
+
+def angle(process: Process, t: Array) -> Array:
+    """Return theta = atan(sigma / alpha), in [0, pi / 2]."""
+    return jnp.arctan2(process.sigma(t), process.alpha(t))
+
+
+def radius(process: Process, t: Array) -> Array:
+    """Return sqrt(alpha^2 + sigma^2), the length of x_t where y has 1."""
+    return jnp.hypot(process.alpha(t), process.sigma(t))
+
+
+def vector_field(process: Process, denoise: Denoiser) -> Callable[[Array, Array], Array]:
+    """Return (theta (), y (B, ...)) -> dy / dtheta (B, ...); theta must not be 0."""
+
+    def v_hat(theta: Array, y: Array) -> Array:
+        cos, sin = jnp.cos(theta), jnp.sin(theta)
+        smallest = jnp.finfo(y.dtype).tiny  # cos(pi / 2) may round to less than 0
+        log_snr = 2.0 * jnp.log(jnp.maximum(cos, smallest) / sin)
+        t = jnp.clip(process.time_of_log_snr(log_snr), 0.0, process.t_max).astype(y.dtype)
+        x0_hat = denoise(radius(process, t) * y, t)
+        return (cos * y - x0_hat.astype(y.dtype)) / sin
+
+    return v_hat

@@ -1,0 +1,91 @@
+"""DPM-Solver++: multistep exponential integrators of the probability flow and the reverse SDE."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from jaxdiff import forward, numerics
+from jaxdiff.processes import Process
+from jaxdiff.samplers.multistep import History, extrapolate, midpoint_change, predictor_nodes
+from jaxdiff.samplers.protocol import Sampler, check_order, follow_flow, solver
+from jaxdiff.typing import Array, Denoiser, Key
+
+
+class State(NamedTuple):
+    """x (B, ...) and the outputs before it."""
+
+    x: Array
+    history: History
+
+
+def dpm_solver_pp(process: Process, denoise: Denoiser, order: int = 2) -> Sampler:
+    """Make the multistep DPM-Solver++: one evaluation a step.
+
+    The order of a step rises 1, 2, 3 as outputs gather; the step to sigma = 0 returns x0_hat.
+    Order 1 is DDIM. Order 2 is the midpoint form, 2M. Order 3 integrates the quadratic through
+    the last three outputs exactly: the published 3M has half of the second-difference term that
+    this needs, and measures order 2. Order 3 is reached on grids from t_max, where x0_hat hardly
+    changes yet; from an intermediate time the first-order start limits it to 2.
+
+    Args:
+        process: the forward process.
+        denoise: the denoiser.
+        order: 1, 2 or 3.
+
+    Raises:
+        ValueError: if `order` is another.
+
+    Source: Lu et al. 2022 (arXiv:2211.01095), algorithm 2 and appendix B.
+    """
+    check_order(order, (1, 2, 3))
+
+    def init(x: Array) -> State:
+        return State(x, History.empty(x, order - 1))
+
+    def step(key: Key, state: State, t: Array, s: Array) -> State:
+        x0_hat = denoise(state.x, t)
+        x_s = follow_flow(process, state.x, x0_hat, t, s)
+        x_s += process.alpha(s) * extrapolate(process, state.history, x0_hat, t, s, order)
+        return State(x_s, state.history.push(x0_hat, t))
+
+    return solver(
+        process,
+        denoise,
+        step,
+        init=init,
+        value=lambda state: state.x,
+        replace=lambda state, x: state._replace(x=x),
+        deterministic=True,
+    )
+
+
+def dpm_solver_pp_sde(process: Process, denoise: Denoiser) -> Sampler:
+    """Make SDE-DPM-Solver++(2M), a multistep solver of the reverse SDE: one evaluation a step.
+
+    A step draws from q(x_s | x_t, x0_hat), as `ancestral` does, with x0_hat extrapolated to the
+    middle of the step from the last two outputs. The first step is of order 1; the one to
+    sigma = 0 returns x0_hat.
+
+    Args:
+        process: the forward process.
+        denoise: the denoiser.
+
+    Source: Lu et al. 2022 (arXiv:2211.01095), section 5 and appendix D.
+    """
+
+    def step(key: Key, state: State, t: Array, s: Array) -> State:
+        x0_hat = denoise(state.x, t)
+        nodes, usable, h = predictor_nodes(process, state.history, t, s)
+        values = [x0_hat, state.history.outputs[0]]
+        middle = x0_hat + jnp.where(usable[0], midpoint_change(values, nodes, h), 0.0)
+        mean, std = forward.posterior(process, state.x, middle, t, s)
+        return State(mean + std * numerics.normal(key, mean), state.history.push(x0_hat, t))
+
+    return solver(
+        process,
+        denoise,
+        step,
+        init=lambda x: State(x, History.empty(x, 1)),
+        value=lambda state: state.x,
+        replace=lambda state, x: state._replace(x=x),
+    )

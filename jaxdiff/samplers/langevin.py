@@ -1,0 +1,98 @@
+"""Langevin dynamics, and correctors that run it, or any sampler, between the steps of another."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff import numerics
+from jaxdiff.samplers.protocol import Sampler
+from jaxdiff.typing import Array, Key
+
+
+def langevin(
+    score: Callable[[Array, Array], Array],
+    step_size: float | Callable[[Array], Any],
+    *,
+    noise: Any = 1.0,
+) -> Sampler:
+    """Make unadjusted Langevin dynamics: x + step score(x, t) + noise sqrt(2 step) z.
+
+    A step from t to s moves x within the distribution of time t and ignores s; a grid that
+    repeats each time M times gives M moves a noise level (annealed Langevin dynamics), and a
+    constant grid plain dynamics. The last time of a grid is never moved at. Without noise it is
+    gradient ascent of the density.
+
+    Args:
+        score: (x (B, ...), t ()) -> the score (B, ...), such as `denoisers.to_score` makes.
+        step_size: a number or a function of t; Song & Ermon take c variance(t).
+        noise: factor of the noise; 0, as a Python number, draws none. At 1 the dynamics keeps
+            the density, up to O(step).
+
+    Raises:
+        ValueError: if `step_size` or `noise` is known and negative or NaN.
+
+    Source: Song & Ermon 2019 (arXiv:1907.05600), eq. 4 and algorithm 1, whose step is 2 of ours.
+    """
+    for name, value in (("step_size", step_size), ("noise", noise)):
+        known = None if callable(value) else numerics.concrete(value)
+        if known is not None and not known >= 0:
+            raise ValueError(f"`{name}` must be at least 0; got {value}.")
+    known_noise = numerics.concrete(noise)
+    silent = known_noise is not None and known_noise == 0.0
+
+    def step(key: Key, x: Array, t: Array, s: Array) -> Array:
+        size = jnp.asarray(step_size(t) if callable(step_size) else step_size, x.dtype)
+        moved = x + size * score(x, t)
+        if silent:
+            return moved
+        return moved + noise * numerics.sqrt(2.0 * size) * numerics.normal(key, x)
+
+    return Sampler(init=lambda x_T: x_T, step=step)
+
+
+def predictor_corrector(
+    predictor: Sampler, corrector: Sampler, num_corrections: int = 1
+) -> Sampler:
+    """Make a sampler that corrects where a predictor has stepped to, within the same time.
+
+    After a step from t to s the corrector takes `num_corrections` steps from s to s, but none
+    where s = 0. A corrector that stands still there, as every solver does, changes nothing:
+    `langevin` is meant.
+
+    Args:
+        predictor: any sampler; a multistep one goes on from the corrected x.
+        corrector: a sampler that moves at a standing time.
+        num_corrections: at least 0.
+
+    Raises:
+        ValueError: if `num_corrections` is negative.
+
+    Source: Song et al. 2021 (arXiv:2011.13456), algorithm 1.
+    """
+    if num_corrections < 0:
+        raise ValueError(f"`num_corrections` must be at least 0; got {num_corrections}.")
+
+    def step(key: Key, state: Any, t: Array, s: Array) -> Any:
+        key_predictor, *keys = numerics.split(key, 1 + num_corrections)
+        predicted = predictor.step(key_predictor, state, t, s)
+        if num_corrections == 0:
+            return predicted
+
+        def correct(state: Any) -> Any:
+            def body(moving: Any, key: Key) -> tuple[Any, None]:
+                moved = corrector.step(key, moving, s, s)
+                return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, moving), None
+
+            x = predictor.value(state)
+            moved, _ = jax.lax.scan(body, corrector.init(x), jnp.stack(keys))
+            return predictor.replace(state, corrector.value(moved).astype(x.dtype))
+
+        return jax.lax.cond(s > 0, correct, lambda state: state, predicted)
+
+    def check(ts: Array) -> None:
+        predictor.check(ts)
+        corrector.check(ts[1:])
+
+    return Sampler(predictor.init, step, predictor.value, predictor.replace, check)
