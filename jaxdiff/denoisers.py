@@ -1,5 +1,6 @@
-r"""From a network to a denoiser (x_t, t) -> x0_hat: conversion happens once, here."""
+"""From a network to a denoiser (x_t, t) -> x0_hat, and from that to a score."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -82,6 +83,26 @@ def edm_preconditioned(network: Network, process: Process, sigma_data: Any = 0.5
         return (skip * x_t + out * output).astype(x_t.dtype)
 
     return denoise
+
+
+def to_score(process: Process, denoise: Denoiser) -> Callable[[Array, Array], Array]:
+    """Make the score grad log q(x_t) = (alpha x0_hat - x_t) / variance of a denoiser.
+
+    Args:
+        process: the forward process.
+        denoise: the denoiser.
+
+    Returns:
+        (x_t (B, ...), t of shape () or (B,)) -> the score (B, ...), infinite where sigma = 0.
+
+    Source: Karras et al. 2022 (arXiv:2206.00364), eq. 3, with x_t = alpha y.
+    """
+
+    def score(x_t: Array, t: Array) -> Array:
+        t = numerics.as_time(t).astype(x_t.dtype)
+        return predictions.convert(process, "x0", "score", denoise(x_t, t), x_t, t)
+
+    return score
 
 
 def _check_output(output: Array, x_t: Array) -> Array:

@@ -133,6 +133,44 @@ def karras(
     return jnp.concatenate([times, jnp.zeros(1, times.dtype)])
 
 
+def flow_shift(
+    process: Process, num_steps: int, shift: Any = 3.0, t_end: Any = 0.0, t_start: Any = None
+) -> Array:
+    """Return equal steps of a time that is then shifted: denser towards the noise for shift > 1.
+
+    A time u t_max becomes shift u / (1 + (shift - 1) u) t_max. For `flow` this multiplies the
+    noise level sigma / alpha by `shift`, as an image of so many times the resolution asks for.
+
+    Args:
+        process: supplies t_max, the default start.
+        num_steps: N >= 1.
+        shift: positive; 1 gives :func:`uniform`.
+        t_end: the last time, in [0, t_start).
+        t_start: the first time, in (0, t_max].
+
+    Returns:
+        Decreasing times (N + 1,).
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Source: Esser et al. 2024 (arXiv:2403.03206), eq. 23.
+    """
+    t_start = _check_ends(process, num_steps, t_end, t_start)
+    known = numerics.concrete(shift)
+    if known is not None and not (np.isfinite(known) and known > 0):
+        raise ValueError(f"`shift` must be positive and finite; got {shift}.")
+
+    def shifted(u: Array, by: Any) -> Array:
+        return by * u / (1.0 + (by - 1.0) * u)
+
+    start, end = (
+        shifted(jnp.asarray(t, float) / process.t_max, 1.0 / shift) for t in (t_start, t_end)
+    )
+    nodes = jnp.linspace(start, end, num_steps + 1)
+    return _between(t_start, t_end, lambda: process.t_max * shifted(nodes, shift))
+
+
 def check_grid(ts: Any, *, decreasing: bool = True) -> Array:
     """Return a time grid as an array after checking what can be known of it.
 

@@ -93,6 +93,8 @@ class Known(Process):
     sigmas: jax.Array
     alpha_dots: jax.Array
     sigma_dots: jax.Array
+    drifts: jax.Array
+    diffusions_sq: jax.Array
 
     def time_of_log_snr(self, log_snr):
         raise AssertionError("a table of values has no inverse")
@@ -102,12 +104,15 @@ class Known(Process):
     sigma = _look_up("sigmas")
     alpha_dot = _look_up("alpha_dots")
     sigma_dot = _look_up("sigma_dots")
+    drift = _look_up("drifts")
+    diffusion_sq = _look_up("diffusions_sq")
 
 
 @jax.jit
 def _known(process, t):
     values = (process.alpha(t), process.variance(t), process.sigma(t))
-    return Known(t, *values, process.alpha_dot(t), process.sigma_dot(t))
+    rates = (process.alpha_dot(t), process.sigma_dot(t), process.drift(t), process.diffusion_sq(t))
+    return Known(t, *values, *rates)
 
 
 def known(name, times):

@@ -13,7 +13,8 @@ each_process = pytest.mark.parametrize("name", PROCESSES)
 KEY = jax.random.key(0)
 
 
-MAKERS = {make.__name__: make for make in (timesteps.uniform, timesteps.quadratic)}
+EVEN = (timesteps.uniform, timesteps.quadratic, timesteps.flow_shift)
+MAKERS = {make.__name__: make for make in EVEN}
 MAKERS["log_snr"] = timesteps.log_snr
 
 
@@ -49,6 +50,17 @@ def test_uniform_and_quadratic_are_what_they_say():
     np.testing.assert_allclose(timesteps.uniform(process, 4), [1, 0.75, 0.5, 0.25, 0])
     np.testing.assert_allclose(timesteps.quadratic(process, 2), [1, 0.25, 0])
     np.testing.assert_allclose(timesteps.uniform(process, 2, t_start=0.5), [0.5, 0.25, 0])
+
+
+def test_flow_shift_multiplies_the_noise_level_of_flow_matching():
+    flow = processes.flow()
+    plain, shifted = timesteps.uniform(flow, 8), timesteps.flow_shift(flow, 8, shift=3.0)
+    np.testing.assert_allclose(
+        flow.log_snr(shifted[1:-1]), flow.log_snr(plain[1:-1]) - 2.0 * np.log(3.0), atol=1e-12
+    )
+    np.testing.assert_allclose(timesteps.flow_shift(flow, 8, shift=1.0), plain, rtol=1e-14)
+    part = timesteps.flow_shift(flow, 4, 3.0, t_end=shifted[6], t_start=shifted[2])
+    np.testing.assert_allclose(part, shifted[2:7], rtol=1e-12)
 
 
 @each_process

@@ -52,8 +52,7 @@ def adaptive(
         ends = jnp.stack([t, s])
         least = process.time_of_log_snr(-2.0 * jnp.log(jnp.asarray(NOISE_LEFT, x_t.dtype)))
         start, stop = jnp.where(process.sigma(ends) > 0, ends, least)
-        x_start = follow_flow(process, x_t, x_t / process.alpha(t), t, start)
-        x_start = jnp.where(process.sigma(t) > 0, x_t, x_start)
+        x_start = follow_flow(process, x_t, x_t, t, start)  # scales x where sigma_t is 0
 
         def solve(row: Array) -> Array:
             solution = diffrax.diffeqsolve(
@@ -70,8 +69,7 @@ def adaptive(
 
         y = jax.vmap(solve)(x_start / probability_flow.radius(process, start))
         x_stop = probability_flow.radius(process, stop) * y
-        return jax.lax.cond(
-            process.sigma(s) > 0, lambda: x_stop, lambda: denoise_once(x_stop, stop)
-        )
+        denoise_rows = jax.vmap(lambda row: denoise_once(row[None], stop)[0])
+        return jax.lax.cond(process.sigma(s) > 0, lambda: x_stop, lambda: denoise_rows(x_stop))
 
     return solver(process, denoise, step, deterministic=True)

@@ -75,7 +75,9 @@ def predictor_corrector(
         raise ValueError(f"`num_corrections` must be at least 0; got {num_corrections}.")
 
     def step(key: Key, state: Any, t: Array, s: Array) -> Any:
-        key_predictor, *keys = numerics.split(key, 1 + num_corrections)
+        num_rows = predictor.value(state).shape[0]
+        rows = numerics.row_keys(key, num_rows)  # first: a key split before its rows differs
+        key_predictor, *keys = numerics.split(rows, 1 + num_corrections)
         predicted = predictor.step(key_predictor, state, t, s)
         if num_corrections == 0:
             return predicted
