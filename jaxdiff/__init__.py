@@ -1,7 +1,7 @@
 """Diffusion models in JAX: every number checked against an exact answer.
 
 ``import jaxdiff`` gives the core, which imports JAX and NumPy alone: processes, forward,
-predictions, timesteps, weightings, mixtures, denoisers, losses, samplers, likelihood.
+predictions, timesteps, weightings, mixtures, denoisers, guidance, losses, samplers, likelihood.
 ``jaxdiff.nn``, ``jaxdiff.data`` and ``jaxdiff.training`` are imported by name and need the extra
 ``[train]``.
 """
@@ -9,6 +9,7 @@ predictions, timesteps, weightings, mixtures, denoisers, losses, samplers, likel
 from jaxdiff import (
     denoisers,
     forward,
+    guidance,
     likelihood,
     losses,
     mixtures,
@@ -30,6 +31,7 @@ __all__ = [
     "Sampler",
     "denoisers",
     "forward",
+    "guidance",
     "likelihood",
     "losses",
     "mixtures",
