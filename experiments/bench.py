@@ -1,6 +1,7 @@
 """Measure what the library costs beside the bare computation, paired in one run.
 
     python -m experiments.bench train_step
+    python -m experiments.bench samplers
 
 Both sides take turns, so that a machine whose speed drifts slows both; the last line is the median
 of the pairwise ratios, ours over bare.
@@ -8,10 +9,11 @@ of the pairwise ratios, ours over bare.
 
 import dataclasses
 import functools
+import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -28,7 +30,8 @@ from experiments.image_model import (
     build_optimizer,
     open_images,
 )
-from jaxdiff import data, training
+from experiments.methods import METHODS
+from jaxdiff import data, processes, sample, timesteps, training
 from jaxdiff.training import parallel
 from jaxdiff.typing import Array, Batch, Key, PyTree
 
@@ -108,8 +111,83 @@ def train_step(
     compare({"jaxdiff": run_ours().__next__, "bare": run_bare().__next__}, rounds, steps)
 
 
-def compare(sides: dict[str, Callable[[], None]], rounds: int, calls: int) -> None:
-    """Time two sides in turn; print both medians and, last, the median ratio."""
+def samplers(
+    seed: int = 0, rounds: int = 15, num_steps: int = 20, batch_size: int = 64, width: int = 8192
+) -> None:
+    """Time every sampler against its network calls alone, in a bare scan.
+
+    The last line is the largest of the samplers' median ratios.
+
+    Args:
+        seed: Of the network and the noise.
+        rounds: How many pairs are timed.
+        num_steps: Steps from noise to data.
+        batch_size: Rows of 64 numbers.
+        width: Of the two-layer network; 8192 take a few milliseconds a call on two cores.
+    """
+    for option, value in (("--rounds", rounds), ("--num-steps", num_steps)):
+        if value < 1:
+            raise command.Refusal(f"{option} must be at least 1; got {value}.")
+    key_in, key_out, key_x = jax.random.split(jax.random.key(seed), 3)
+    into = jax.random.normal(key_in, (64, width)) / 8.0
+    out = jax.random.normal(key_out, (width, 64)) / width**0.5
+    process = processes.vp()
+    x_T = process.prior_sample(key_x, (batch_size, 64))  # noqa: N806
+    ts = timesteps.uniform(process, num_steps)
+
+    def denoise(x_t: Array, t: Array) -> Array:
+        return jnp.tanh(x_t @ into + t) @ out
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def bare(x: Array, calls: int) -> Array:
+        times = jnp.linspace(1.0, 0.0, calls)
+        return jax.lax.scan(lambda x, t: (denoise(x, t), None), x, times)[0]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def whole(make: Any, x: Array, ts: Array) -> Array:
+        return sample(key_x, make(process, denoise), x, ts)
+
+    @jax.jit
+    def ddim_step(x: Array, t: Array, s: Array) -> Array:
+        return METHODS["ddim"].make(process, denoise).step(key_x, x, t, s)
+
+    def loop(x: Array) -> Array:
+        for t, s in itertools.pairwise(ts):
+            x = ddim_step(x, t, s)
+        return x
+
+    print(f"{'sampler':<20} {'calls':>6} {'ms':>9} {'bare ms':>9} {'ratio':>7}")
+
+    def row(name: str, ours: Callable[[], Any], calls: int) -> float:
+        def finish(run: Callable[[], Any]) -> Any:
+            return jax.block_until_ready(run())
+
+        def run_bare() -> Array:
+            return bare(x_T, calls)
+
+        sides = {
+            name: functools.partial(finish, run)
+            for name, run in (("ours", ours), ("bare", run_bare))
+        }
+        times = time_in_turn(sides, rounds)
+        ratio = median_ratio(times)
+        medians = [1e3 * statistics.median(seconds) for seconds in times.values()]
+        print(f"{name:<20} {calls:6d} {medians[0]:9.2f} {medians[1]:9.2f} {ratio:7.3f}", flush=True)
+        return ratio
+
+    ratios = []
+    for name, method in METHODS.items():
+        if name == "adaptive":  # chooses its own number of calls
+            continue
+        ratios.append(
+            row(name, functools.partial(whole, method.make, x_T, ts), method.calls(num_steps))
+        )
+    row("ddim, Python loop", functools.partial(loop, x_T), num_steps)
+    print(f"ratio {max(ratios):.3f}")
+
+
+def time_in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each side's calls, the sides taking turns."""
     for side in sides.values():
         side()  # compiles
         side()
@@ -118,19 +196,29 @@ def compare(sides: dict[str, Callable[[], None]], rounds: int, calls: int) -> No
         for name in list(sides) if i % 2 == 0 else reversed(list(sides)):
             start = time.perf_counter()
             sides[name]()
-            times[name].append((time.perf_counter() - start) / calls)
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def median_ratio(times: dict[str, list[float]]) -> float:
+    """Return the median of the pairwise ratios of two sides, the first over the second."""
+    ours, bare = times.values()
+    return statistics.median([a / b for a, b in zip(ours, bare, strict=True)])
+
+
+def compare(sides: dict[str, Callable[[], None]], rounds: int, calls: int) -> None:
+    """Time two sides in turn; print both medians and, last, the median ratio."""
+    times = time_in_turn(sides, rounds)
     print(f"{'side':<10} {'median ms':>10} {'min ms':>10} {'max ms':>10}")
     for name, seconds in times.items():
-        row = [1e3 * f(seconds) for f in (statistics.median, min, max)]
+        row = [1e3 * f(seconds) / calls for f in (statistics.median, min, max)]
         print(f"{name:<10} " + " ".join(f"{value:10.3f}" for value in row))
-    ours, bare = times.values()
-    ratios = [a / b for a, b in zip(ours, bare, strict=True)]
-    print(f"ratio {statistics.median(ratios):.3f}")
+    print(f"ratio {median_ratio(times):.3f}")
 
 
 def main(argv: list[str]) -> int:
     """Run the command line."""
-    return command.run("bench", {"train_step": train_step}, argv)
+    return command.run("bench", {"train_step": train_step, "samplers": samplers}, argv)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from experiments.image_model import (
     pixels,
     to_record,
 )
+from experiments.methods import MethodName
 from jaxdiff import data, plotting, training
 from jaxdiff.training import loop, parallel
 from jaxdiff.training import run as runs
@@ -116,7 +117,7 @@ def sample(
     run_dir: str,
     out: str,
     num: int = 64,
-    sampler: Literal["ddim", "ancestral"] = "ddim",
+    sampler: MethodName = "ddim",
     num_steps: int = 50,
     label: int | None = None,
     seed: int = 0,

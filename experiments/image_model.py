@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from experiments.command import Refusal, refusing
+from experiments.methods import METHODS
 from jaxdiff import (
     data,
     denoisers,
@@ -20,7 +21,6 @@ from jaxdiff import (
     nn,
     processes,
     sample,
-    samplers,
     timesteps,
     weightings,
 )
@@ -42,11 +42,10 @@ WEIGHTINGS: dict[str, Callable[[], weightings.Weighting]] = {
     "edm": weightings.edm,
     "likelihood": weightings.likelihood,
 }
-SAMPLERS: dict[str, Callable[[Process, Denoiser], samplers.Sampler]] = {
-    "ddim": samplers.ddim,
-    "ancestral": samplers.ancestral,
-}
 Kind = Literal["x0", "eps", "v", "score", "velocity"]
+
+LOW_LOG_SNR = -8.0
+"""Where methods start that cannot at alpha = 0."""
 
 CHUNK = 256
 """Images sampled in one call; more are sampled chunk by chunk, to the same result."""
@@ -319,10 +318,13 @@ def make_generator(
         path being x_T and the states after each step, (T + 1, N, H, W, C), or None. Image i
         depends on (params, key, i, label i) only.
     """
-    process = model.process
-    start = None
-    if model.prediction in ("eps", "score"):  # they hold no x0 where alpha is 0
-        start = 0.999 * process.t_max
+    process, method = model.process, METHODS[sampler_name]
+    start = process.t_max
+    if process.alpha(start) == 0.0:  # where eps and score hold no x0, and some methods divide
+        if method.needs_signal:
+            start = process.time_of_log_snr(jnp.asarray(LOW_LOG_SNR))
+        elif model.prediction in ("eps", "score"):
+            start = 0.999 * start
     ts = timesteps.uniform(process, num_steps, t_start=start)
 
     @partial(jax.jit, static_argnames="keep_path")
@@ -332,7 +334,14 @@ def make_generator(
         key_start, key_path = jax.random.split(key)
         rows = jax.vmap(jax.random.fold_in, (None, 0))(key_start, index)
         x_T = process.prior_sample(rows, (len(index), *shape))  # noqa: N806
-        sampler = SAMPLERS[sampler_name](process, model.denoiser(params, labels))
+        if sampler_name == "adaptive":  # solves each row by itself, so with its own label
+
+            def solve(x: Array, label: Array) -> Array:
+                sampler = method.make(process, model.denoiser(params, label[None]))
+                return sample(key_path, sampler, x[None], ts)[0]
+
+            return jax.vmap(solve)(x_T, labels), None
+        sampler = method.make(process, model.denoiser(params, labels))
         if not keep_path:
             return sample(key_path, sampler, x_T, ts, index=index), None
         x0, path = sample(key_path, sampler, x_T, ts, index=index, collect=sampler.value)

@@ -127,7 +127,7 @@ def test_sample_draws_the_asked_images(trained, capsys, tmp_path):
     with Image.open(again) as image:  # the first row of eight is the same in any batch
         eight = np.asarray(image)
     np.testing.assert_array_equal(ten[: eight.shape[0] - 8], eight[:-8])
-    run(capsys, "sample", *options, "--num", 8, "--sampler", "ancestral", "--out", again)
+    run(capsys, "sample", *options, "--num", 8, "--sampler", "unipc_3", "--out", again)
     with Image.open(again) as image:
         assert np.asarray(image).shape == eight.shape
 

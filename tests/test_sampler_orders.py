@@ -103,7 +103,7 @@ def test_third_order_is_limited_by_an_infinite_first_step(sampler):
     assert order_of(errors_of(sampler)(chosen("flow"), grids)) > 1.8
 
 
-@pytest.mark.parametrize("name", PROCESS_NAMES)
+@pytest.mark.parametrize("name", ["vp", "flow"])
 @pytest.mark.parametrize("sampler", ORDERS)
 def test_encoding_reaches_the_order_up_to_2_that_its_start_allows(sampler, name):
     grids = padded_grids("edm", name)[:, ::-1]  # leads with steps of no length, not t_max
@@ -130,7 +130,7 @@ def test_adaptive_is_as_exact_as_its_tolerance(name):
     assert max(to_data) < 3e-5  # the noise that is left, squared, by the slopes of the flow
 
 
-@pytest.mark.parametrize("sampler", sorted(ORDERS))
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "edm", "unipc_3", "deis_3"])
 def test_encoding_from_no_noise_is_finite_and_nearly_exact(sampler):
     vp = PROCESSES["vp"]
     ts = timesteps.quadratic(vp, 400, t_start=0.999)[::-1]

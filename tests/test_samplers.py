@@ -57,9 +57,9 @@ def test_protocol(sampler, name):
 
 
 @each_sampler
-@pytest.mark.parametrize("name", ["vp", "zero_snr"])
-def test_step_by_step_without_jit_is_the_same(sampler, name):
+def test_step_by_step_without_jit_is_the_same(sampler):
     """Every number known, with the process rather than its table."""
+    name = "vp"
     made = SAMPLERS[sampler](PROCESSES[name], MIXTURE.denoiser(PROCESSES[name]))
     process, x_T, ts = case(sampler, name)
     made.check(ts)
