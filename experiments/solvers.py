@@ -110,8 +110,12 @@ def flow_errors(process: Process, method: Method, sizes: Sequence[int]) -> list[
         made = method.make(process, mixture.denoiser(process))
         return jnp.abs(sample(jax.random.key(0), made, first, ts) - last).max()
 
-    longest = 1 + max(sizes)  # steps of no length change nothing, so one program serves all
-    return [float(error(jnp.pad(ts, (0, longest - len(ts)), mode="edge"))) for ts in grids]
+    return [float(error(pad(ts, sizes))) for ts in grids]
+
+
+def pad(ts: Array, sizes: Sequence[int]) -> Array:
+    """Add steps of no length, which change nothing, so that one program serves all sizes."""
+    return jnp.pad(ts, (0, 1 + max(sizes) - len(ts)), mode="edge")
 
 
 def distances(
@@ -128,10 +132,8 @@ def distances(
         made = method.make(process, mixture.denoiser(process))
         return jnp.abs(jnp.sort(sample(key_path, made, x_T, ts)[:, 0]) - exact).mean()
 
-    return [
-        float(draw(timesteps.quadratic(process, n, t_start=start_of(process, method))))
-        for n in sizes
-    ]
+    start = start_of(process, method)
+    return [float(draw(pad(timesteps.quadratic(process, n, t_start=start), sizes))) for n in sizes]
 
 
 def make_mixture() -> Mixture:
@@ -170,15 +172,15 @@ def mixture(run_dir: str, preset: Literal["full", "smoke"] = "full", seed: int =
                         calls = method.calls(n, to_data=False)
                         rows.append(row(steps=n, calls=calls, error=error, order=order))
                 if process_name == "vp" and name not in extra:
-                    few = [n for n in sizes if n <= 128]
+                    few = [n for n in sizes if n <= 64]
                     for n, distance in zip(
                         few,
-                        distances(process, method, few, seed, 20_000 if full else 2_000),
+                        distances(process, method, few, seed, 10_000 if full else 2_000),
                         strict=True,
                     ):
                         rows.append(row(steps=n, calls=method.calls(n), distance=distance))
         expected = {name: method.order for name, method in (methods | extra).items()}
-        floor = draw_floor(seed, 20_000 if full else 2_000)
+        floor = draw_floor(seed, 10_000 if full else 2_000)
         directory = Path(run_dir)
         write_csv(
             directory, rows, ("process", "sampler", "steps", "calls", "error", "order", "distance")
@@ -223,11 +225,11 @@ def digits_run(
         generate = make_generator(model, train.shape, name, num_steps)
         return generate(params, key, labels)[0].reshape(len(labels), -1)
 
-    reference = draw("unipc_3", 400 if full else 20)
+    reference = draw("unipc_3", 400 if full else 8)
     rows: list[Row] = []
     for name in METHODS if full else SMOKE:
         method = METHODS[name]
-        for n in (5, 10, 20, 50) if full else (4, 8):
+        for n in (5, 10, 20, 50) if full else (4,):
             x = draw(name, n)
             row: Row = {"sampler": name, "steps": n, "calls": method.calls(n)}
             row["readable"] = float((reader.predict(x) == labels).mean())

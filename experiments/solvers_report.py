@@ -15,11 +15,10 @@ def frechet(x: np.ndarray, y: np.ndarray) -> float:
 
     Source: Dowson & Landau 1982, eq. 4, as used by Heusel et al. 2017 (arXiv:1706.08500), eq. 6.
     """
-    from scipy.linalg import sqrtm
-
     covariances = [np.cov(rows, rowvar=False) for rows in (x, y)]
     # tr sqrt(A B) = tr sqrt(sqrt(A) B sqrt(A)), and that matrix is symmetric
-    root = np.real(sqrtm(covariances[0]))
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
     values = np.linalg.eigvalsh(root @ covariances[1] @ root)
     overlap = 2.0 * np.sqrt(np.maximum(values, 0.0)).sum()
     gap = ((x.mean(0) - y.mean(0)) ** 2).sum()

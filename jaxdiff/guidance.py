@@ -38,14 +38,8 @@ def rescaled(phi: Any) -> Rule:
     """Make the rule that gives what the linear rule makes the contrast of the conditional.
 
     phi x std(conditional) / std(x) + (1 - phi) x, with x from the linear rule and std over all
-    axes of an example. The paper does this to what its network predicts; here it is done to
-    x0_hat, whatever the network predicts.
-
-    Args:
-        phi: in [0, 1]; may be traced.
-
-    Raises:
-        ValueError: if `phi` is known and outside [0, 1].
+    axes of an example; here of x0_hat, in the paper of what its network predicts. Raises
+    ValueError if `phi`, which may be traced, is known and outside [0, 1].
 
     Source: Lin et al. 2024 (arXiv:2305.08891), eqs. 15 and 16.
     """
@@ -68,12 +62,8 @@ def projected(eta: Any = 0.0, max_norm: Any = None) -> Rule:
     split along and across the conditional: conditional + (scale - 1) (d_across + eta d_along).
     In the paper d also has a momentum over steps; a denoiser has no memory to keep it in.
 
-    Args:
-        eta: the share of d_along; 1 without `max_norm` is the linear rule. May be traced.
-        max_norm: the largest norm of d, None for no limit. May be traced.
-
-    Raises:
-        ValueError: if `eta` is known and not finite, or `max_norm` known and not positive.
+    Without `max_norm` eta = 1 is the linear rule. Both may be traced; raises ValueError if `eta`
+    is known and not finite, or `max_norm` is known and not positive.
 
     Source: Sadat et al. 2024 (arXiv:2410.02416).
     """
@@ -125,14 +115,8 @@ def autoguidance(
 ) -> Denoiser:
     """Guide a denoiser away from a weaker one of the same data and condition.
 
-    Args:
-        denoise: the denoiser.
-        weaker: a smaller one, say, or one trained for a shorter time.
-        scale: as in :func:`classifier_free`.
-        rule: as in :func:`classifier_free`.
-
-    Raises:
-        ValueError: if `scale` has more than one axis, or is known and not finite.
+    The same as :func:`classifier_free`, whose arguments and errors these are; `weaker` is a
+    smaller model, say, or one trained for a shorter time.
 
     Source: Karras et al. 2024 (arXiv:2406.02507).
     """
@@ -153,34 +137,31 @@ def classifier_free_batched(
         denoise_cond: (x_t, t, cond) -> x0_hat; the B rows with `cond` come first.
         cond: pytree of (B, ...).
         null: what stands for no condition; the same structure, leaves broadcast to `cond`'s.
-        scale: as in :func:`classifier_free`; known to be 1 or 0, it leaves B rows.
-        rule: as in :func:`classifier_free`.
+        scale: as in :func:`classifier_free`, as is `rule`; known to be 1 or 0, it leaves B rows.
+        rule: how the two combine.
 
     Raises:
         ValueError: if `null` does not fit `cond`, or `scale` has more than one axis or is known
             and not finite; when called, if `cond` has not the rows of x_t.
     """
-    fits = jax.tree.structure(cond) == jax.tree.structure(null)
-    pairs = zip(jax.tree.leaves(cond), jax.tree.leaves(null), strict=False)
-    if not fits or not all(_broadcasts(jnp.shape(n), jnp.shape(c)) for c, n in pairs):
-        shapes = [jax.tree.map(jnp.shape, tree) for tree in (cond, null)]
-        raise ValueError(f"`null` must fit `cond`, {shapes[0]}; got {shapes[1]}.")
 
     def spread(c: Any, n: Any) -> Array:
         return jnp.broadcast_to(jnp.asarray(n, jnp.result_type(c, n)), jnp.shape(c))
 
-    parts = _needed(cond, jax.tree.map(spread, cond, null), scale, rule)
+    try:
+        null = jax.tree.map(spread, cond, null)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`null` must have the leaves of `cond`; got {null}: {error}") from error
+    parts = _needed(cond, null, scale, rule)
 
     def denoise(x_t: Array, t: Array) -> Array:
         for leaf in jax.tree.leaves(cond):
             if jnp.shape(leaf)[:1] != x_t.shape[:1]:
                 raise ValueError(f"`cond` must hold {x_t.shape[0]} rows; got {jnp.shape(leaf)}.")
-        num = len(parts)
-        conds = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        num, given = len(parts), jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         times = t if jnp.ndim(t) == 0 else jnp.concatenate([t] * num)
-        both = _evaluate(
-            lambda x, t: denoise_cond(x, t, conds), jnp.concatenate([x_t] * num), times
-        )
+        rows = jnp.concatenate([x_t] * num)
+        both = _evaluate(lambda x, t: denoise_cond(x, t, given), rows, times)
         return _combine(rule, jnp.split(both, num), scale, x_t)
 
     return _mark(denoise, denoise_cond)
@@ -193,24 +174,14 @@ def interval(
 
     At one time only one of the two denoisers runs. With a time an example both do, unless all
     is known and the examples agree.
-
-    Args:
-        process: supplies the noise level sigma / alpha, infinite where alpha is 0.
-        guided: the denoiser within the interval.
-        conditional: the one outside.
-        low: noise level, shape (); may be traced.
-        high: noise level, shape (); may be traced. Infinity includes pure noise.
-
-    Raises:
-        ValueError: if a known end is negative or NaN, or both are known and low > high.
+    `low` and `high`, shape (), may be traced; at alpha = 0 the level is infinite. Raises ValueError
+    if a known end is negative or NaN, or both are known and low > high.
 
     Source: Kynkaanniemi et al. 2024 (arXiv:2404.07724).
     """
-    ends = [
-        _check(name, end, lambda v: v >= 0, "one number, at least 0")
-        for name, end in (("low", low), ("high", high))
-    ]
-    if ends[0] is not None and ends[1] is not None and ends[0] > ends[1]:
+    bottom = _check("low", low, lambda v: v >= 0, "one number, at least 0")
+    top = _check("high", high, lambda v: v >= 0, "one number, at least 0")
+    if bottom is not None and top is not None and bottom > top:
         raise ValueError(f"`low` must be at most `high`; got {low} and {high}.")
 
     def denoise(x_t: Array, t: Array) -> Array:
@@ -219,19 +190,16 @@ def interval(
             level = _divide(process.sigma(t), process.alpha(t), jnp.inf)
             return (low <= level) & (level <= high)
 
-        run_guided, run_conditional = (
-            lambda part=part: _evaluate(part, x_t, t).astype(x_t.dtype)
-            for part in (guided, conditional)
-        )
+        def run(part: Denoiser) -> Array:
+            return _evaluate(part, x_t, t).astype(x_t.dtype)
+
         known = numerics.known_value(within, t)
-        if known is not None and known.all():
-            return run_guided()
-        if known is not None and not known.any():
-            return run_conditional()
+        if known is not None and (known.all() or not known.any()):
+            return run(guided if known.all() else conditional)
         inside = numerics.expand_like(within(t), x_t)
         if inside.ndim == 0:
-            return jax.lax.cond(inside, run_guided, run_conditional)
-        return jnp.where(inside, run_guided(), run_conditional())
+            return jax.lax.cond(inside, lambda: run(guided), lambda: run(conditional))
+        return jnp.where(inside, run(guided), run(conditional))
 
     return _mark(denoise, guided, conditional)
 
@@ -241,15 +209,16 @@ def classifier(
 ) -> Denoiser:
     """Guide by a classifier of noisy data: x0_hat + scale variance / alpha grad log_prob.
 
+    x0_hat does not change where alpha is 0.
+
     Args:
-        process: the forward process; x0_hat does not change where its alpha is 0.
+        process: the forward process.
         denoise: the denoiser without the condition.
         log_prob: (x_t (B, ...), t () or (B,)) -> log p(y | x_t), (B,), row by row.
         scale: shape () or (B,), may be traced. Known to be 0, it returns `denoise` itself.
 
     Raises:
-        ValueError: if `scale` has more than one axis or is known and not finite; when called, if
-            `log_prob` does not return (B,).
+        ValueError: if `scale` is not () or (B,), or known and not finite, or `log_prob` not (B,).
 
     Source: Dhariwal & Nichol 2021 (arXiv:2105.05233); Song et al. 2021 (arXiv:2011.13456).
     """
@@ -274,16 +243,9 @@ def classifier(
 def dynamic_threshold(denoise: Denoiser, percentile: Any = 0.995, bound: Any = 1.0) -> Denoiser:
     """Bring an x0_hat that large scales push out of the data's range back into it.
 
-    It is clipped to [-s, s] and multiplied by bound / s, with s the percentile of its absolute
-    values, example by example, or `bound` where that is larger.
-
-    Args:
-        denoise: the denoiser.
-        percentile: as a share, in [0, 1]; may be traced.
-        bound: the data lie in [-bound, bound]; may be traced.
-
-    Raises:
-        ValueError: if a known `percentile` is outside [0, 1], or `bound` not positive and finite.
+    It is clipped to [-s, s] and multiplied by bound / s, with s the percentile, a share in [0, 1],
+    of its absolute values, example by example, or `bound` where that is larger. Raises ValueError
+    if a known `percentile` is outside [0, 1], or a known `bound` not positive and finite.
 
     Source: Saharia et al. 2022 (arXiv:2205.11487).
     """
@@ -328,18 +290,15 @@ def dps(
         scale: shape () or (B,), may be traced; multiplies the change.
 
     Raises:
-        ValueError: if a known standard deviation is negative or not finite, both are known to be
-            0, or `scale` has more than one axis or is known and not finite; when called, if `y`
-            has not the operator's shape.
+        ValueError: if a known number is not finite, a known standard deviation negative, or both
+            0, or if `y` or `scale` has another shape.
 
     Source: Chung et al. 2023 (arXiv:2209.14687); for r, Song et al. 2023, Pseudoinverse-guided
     diffusion models for inverse problems, ICLR.
     """
-    known = [
-        _check(name, std, lambda v: 0 <= v < np.inf, "one finite number, at least 0")
-        for name, std in (("noise_std", noise_std), ("data_std", data_std))
-    ]
-    if all(std is not None and std == 0 for std in known):
+    stds = {"noise_std": noise_std, "data_std": data_std}
+    wanted = "one finite number, at least 0"
+    if [_check(name, v, lambda v: 0 <= v < np.inf, wanted) for name, v in stds.items()] == [0, 0]:
         raise ValueError(f"`noise_std` or `data_std` must be positive; got {noise_std} for both.")
     _check_scale(scale)
 
@@ -362,27 +321,16 @@ def dps(
     return _mark(guided, denoise)
 
 
-# --- What they share ------------------------------------------------------------------------
-
-
-def _check(name: str, value: Any, fits: Callable[[Any], Any], wanted: str) -> Any:
-    """Return a number where it is known; ValueError unless its shape is () and it fits."""
+def _check(name: str, value: Any, fits: Callable, wanted: str, max_ndim: int = 0) -> Any:
+    """Return a number where it is known; ValueError unless it has the shape and fits."""
     known = numerics.concrete(value)
-    if jnp.shape(value) != () or (known is not None and not fits(known)):
+    if jnp.ndim(value) > max_ndim or (known is not None and not fits(known)):
         raise ValueError(f"`{name}` must be {wanted}; got {value}.")
     return known
 
 
-def _check_scale(scale: Any) -> np.ndarray | None:
-    known = numerics.concrete(scale)
-    if jnp.ndim(scale) > 1 or (known is not None and not np.isfinite(known).all()):
-        raise ValueError(f"`scale` must be finite, of shape () or (B,); got {scale}.")
-    return known
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    ends = zip(shape[::-1], to[::-1], strict=False)
-    return len(shape) <= len(to) and all(a in (1, b) for a, b in ends)
+def _check_scale(scale: Any) -> Any:
+    return _check("scale", scale, lambda v: np.isfinite(v).all(), "finite, () or (B,)", max_ndim=1)
 
 
 def _in_dtype(value: Any, x_t: Array) -> Array:
