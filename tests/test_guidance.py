@@ -1,269 +1,485 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import MIXTURE, PROCESSES, known
 
-from jaxdiff import Mixture, guidance, processes, sample, samplers, timesteps
+from jaxdiff import Mixture, denoisers, guidance, processes, sample, samplers, timesteps
+from jaxdiff.guidance import classifier, classifier_free, classifier_free_batched, dps, interval
 
 KEY = jax.random.key(0)
-X_T = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)))
+RNG = np.random.default_rng(0)
+X_T = jnp.asarray(RNG.normal(size=(4, 2)))
 VP, FLOW = processes.vp(), processes.flow()
-T = jnp.asarray(0.4)
 COMPONENT = Mixture(np.ones(1), MIXTURE.means[1:], MIXTURE.covariances[1:])
+SCALES = jnp.array([0.0, 1.0, 2.5, -1.0])
+MEAN, STD, MASK = np.array([0.5, -1.0, 2.0]), 0.7, np.array([1.0, 0.0, 1.0])
+X3 = jnp.asarray(RNG.normal(size=(4, 3)))
 
 
-def log_share(process):
-    """The exact log p(component 1 | x_t)."""
+def close(actual, expected, rtol=1e-10):
+    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=1e-10)
+
+
+# --- Exact: a mixture, and one of its components as the condition ---------------------------
+
+
+def log_responsibility(process):
+    """The exact log p(component 1 | x_t), up to its prior, at one time or at one a row."""
+
+    def at_one_time(x_t, t):
+        component = COMPONENT.diffuse(process, t).log_prob(x_t)
+        return component - MIXTURE.diffuse(process, t).log_prob(x_t)
 
     def log_prob(x_t, t):
-        whole, part = MIXTURE.diffuse(process, t), COMPONENT.diffuse(process, t)
-        return part.log_prob(x_t) + jnp.log(MIXTURE.weights[1]) - whole.log_prob(x_t)
+        return at_one_time(x_t, t) if t.ndim == 0 else jax.vmap(at_one_time)(x_t, t)
 
     return log_prob
 
 
-@functools.cache
-def guided_by_classifier():
-    @jax.jit
-    def run(process, t, scale):
-        denoise = MIXTURE.denoiser(process)
-        by_classifier = guidance.classifier(process, denoise, log_share(process), scale)
-        exact = COMPONENT.denoiser(process)
-        free = guidance.classifier_free(exact, denoise, scale)
-        return by_classifier(X_T, t), free(X_T, t), exact(X_T, t)
-
-    return run
+@jax.jit
+def exact(process, t, scale):
+    mixture, component = MIXTURE.denoiser(process), COMPONENT.denoiser(process)
+    log_prob = log_responsibility(process)
+    made = {
+        "mixture": mixture,
+        "component": component,
+        "classifier_1": classifier(process, mixture, log_prob, 1.0),
+        "classifier": classifier(process, mixture, log_prob, scale),
+        "classifier_free": classifier_free(component, mixture, scale),
+    }
+    rows = jnp.full(4, t)
+    return {name: (denoise(X_T, t), denoise(X_T, rows)) for name, denoise in made.items()}
 
 
 @pytest.mark.parametrize("name", ["vp", "flow", "edm", "zero_snr"])
-def test_the_exact_classifier_makes_the_conditional_denoiser_and_classifier_free_guidance(name):
+def test_guidance_by_the_exact_classifier_is_exact(name):
     t = 0.4 * PROCESSES[name].t_max
-    by_classifier, free, exact = guided_by_classifier()(known(name, t), t, 1.0)
-    np.testing.assert_allclose(by_classifier, exact, rtol=1e-9)
-    np.testing.assert_allclose(free, exact, rtol=1e-12)
-    by_classifier, free, _ = guided_by_classifier()(known(name, t), t, 2.5)
-    np.testing.assert_allclose(by_classifier, free, rtol=1e-9)
+    found = exact(known(name, t), t, SCALES)
+    assert np.abs(found["mixture"][0] - found["component"][0]).max() > 0.1
+    for one_time, rows in found.values():
+        close(rows, one_time)
+    close(found["classifier_1"][0], found["component"][0])
+    close(found["classifier_free"][0], found["classifier"][0])
+    close(found["classifier"][0][0], found["mixture"][0][0])
+    close(found["classifier"][0][1], found["component"][0][1])
 
 
-def test_where_alpha_is_0_gradients_add_nothing_and_stay_finite():
-    denoise = MIXTURE.denoiser(FLOW)
-    by_classifier = guidance.classifier(FLOW, denoise, log_share(FLOW))
-    by_measurement = guidance.dps(FLOW, denoise, lambda x: x, X_T)
-    for guided in (by_classifier, by_measurement):
-        value, slope = jax.jit(jax.value_and_grad(lambda x, g=guided: g(x, 1.0).sum()))(X_T)
-        np.testing.assert_allclose(value, denoise(X_T, jnp.asarray(1.0)).sum(), rtol=1e-12)
-        assert np.isfinite(slope).all()
+@pytest.mark.parametrize("name", ["flow", "zero_snr"])
+def test_a_classifier_changes_nothing_where_there_is_no_signal(name):
+    t = PROCESSES[name].t_max
+    found = exact(known(name, t), t, SCALES)
+    for one_time, rows in (found["classifier"], found["classifier_1"]):
+        np.testing.assert_array_equal(one_time, found["mixture"][0])
+        np.testing.assert_array_equal(rows, found["mixture"][1])
 
 
-def counting(scale):
-    """A denoiser that counts the rows of each call."""
-    rows = []
+def test_a_classifier_of_scale_0_is_the_denoiser():
+    assert classifier(VP, jnp.multiply, jnp.multiply, 0.0) is jnp.multiply
 
+
+# --- Who is evaluated, and with how many rows -----------------------------------------------
+
+
+def counted(calls, name, factor):
     def denoise(x_t, t):
-        rows.append(x_t.shape[0])
-        return scale * x_t
+        calls.append(name)
+        return factor * x_t
 
-    return denoise, rows
-
-
-def test_at_scale_1_and_0_only_one_model_is_evaluated():
-    (conditional, with_rows), (unconditional, without_rows) = counting(0.5), counting(0.25)
-    guided = guidance.classifier_free(conditional, unconditional, 1.0)
-    np.testing.assert_allclose(guided(X_T, T), 0.5 * X_T)
-    assert (with_rows, without_rows) == ([6], [])
-    guided = guidance.classifier_free(conditional, unconditional, jnp.zeros(6))
-    np.testing.assert_allclose(guided(X_T, T), 0.25 * X_T)
-    assert (with_rows, without_rows) == ([6], [6])
-    guided = guidance.autoguidance(conditional, unconditional, 3.0)
-    np.testing.assert_allclose(guided(X_T, T), X_T)  # 0.25 + 3 (0.5 - 0.25)
-    assert (with_rows, without_rows) == ([6, 6], [6, 6])
+    return denoise
 
 
-@pytest.mark.parametrize("times", [T, jnp.full(6, T)])
-@pytest.mark.parametrize("rule", [guidance.linear, guidance.rescaled(0.5), guidance.projected()])
-def test_one_batched_call_is_two_calls(rule, times):
-    labels, calls = jnp.arange(6) % 3, []
+@pytest.mark.parametrize(
+    ("scale", "rule", "evaluated"),
+    [
+        (1.0, guidance.linear, "c"),
+        (np.ones(4), guidance.linear, "c"),
+        (1, guidance.rescaled(0.5), "c"),
+        (1.0, guidance.projected(), "c"),
+        (0.0, guidance.linear, "u"),
+        (0.0, guidance.projected(), "cu"),
+        (2.0, guidance.linear, "cu"),
+        (np.array([1.0, 1.0, 1.0, 0.0]), guidance.linear, "cu"),
+    ],
+)
+@pytest.mark.parametrize("make", [classifier_free, guidance.autoguidance])
+def test_a_known_scale_evaluates_only_what_it_needs(make, scale, rule, evaluated):
+    calls = []
+    parts = [counted(calls, name, factor) for name, factor in (("c", 2.0), ("u", 3.0))]
+    guided = make(*parts, scale, rule=rule)(X_T, jnp.asarray(0.5))
+    assert "".join(calls) == evaluated
+    rows = jnp.reshape(jnp.broadcast_to(scale, 4), (4, 1))
+    close(guided, rule(2.0 * X_T, 3.0 * X_T, rows))
 
-    def denoise_cond(x_t, t, label):
-        calls.append(x_t.shape[0])
-        t = t if t.ndim == 0 else t[:, None]
-        return jnp.tanh(x_t) * (1.0 + label[:, None]) + t
 
-    scale = jnp.linspace(0.5, 3.0, 6)
-    batched = guidance.classifier_free_batched(denoise_cond, labels, 7, scale, rule=rule)
-    result = batched(X_T, times)
-    assert calls == [12]
-    conditional, unconditional = (
-        lambda x, t, label=label: denoise_cond(x, t, label) for label in (labels, jnp.full(6, 7))
-    )
-    expected = guidance.classifier_free(conditional, unconditional, scale, rule=rule)
-    np.testing.assert_allclose(result, expected(X_T, times), rtol=1e-12)
-    calls.clear()
-    guidance.classifier_free_batched(denoise_cond, labels, 7, 1.0, rule=rule)(X_T, times)
-    assert calls == [6]
+COND = {"label": np.array([1, 2, 3, 4], np.int32), "text": RNG.normal(size=(4, 2))}
+NULL = {"label": 0, "text": np.zeros(2)}
 
 
-def test_outside_the_interval_only_the_conditional_model_runs():
-    ran = []
+@pytest.mark.parametrize("t", [0.5, np.array([0.1, 0.2, 0.3, 0.4])])
+@pytest.mark.parametrize(("scale", "rows"), [(2.5, 8), (SCALES, 8), (1.0, 4), (0.0, 4)])
+def test_the_batched_model_is_the_unbatched_one_in_one_call(scale, rows, t):
+    t, calls = jnp.asarray(t), []
 
-    def telling(name, factor):
+    def model(x_t, t, cond):
+        calls.append((x_t.shape, t.shape, cond["label"].shape, cond["label"].dtype))
+        t = jnp.reshape(t, (-1, 1)) if t.ndim else t
+        return jnp.tanh(x_t + t * cond["text"]) + cond["label"].reshape(-1, 1)
+
+    batched = classifier_free_batched(model, COND, NULL, scale)(X_T, t)
+    assert calls == [((rows, 2), (rows,) * t.ndim, (rows,), np.int32)]
+    null = {"label": np.zeros(4, np.int32), "text": np.zeros((4, 2))}
+    parts = [lambda x, t, cond=cond: model(x, t, cond) for cond in (COND, null)]
+    close(batched, classifier_free(*parts, scale)(X_T, t))
+
+
+def test_the_batched_model_gets_the_conditional_rows_first():
+    first = []
+
+    def model(x_t, t, cond):
+        first.append(cond[:4])
+        return x_t
+
+    classifier_free_batched(model, jnp.arange(1, 5), 0, 3.0)(X_T, 0.5)
+    np.testing.assert_array_equal(first[0], [1, 2, 3, 4])
+
+
+def halves(ran, low=0.5, high=2.0, process=VP):
+    def part(name, factor):
         def denoise(x_t, t):
             jax.debug.callback(lambda: ran.append(name))
             return factor * x_t
 
         return denoise
 
-    limited = guidance.interval(
-        VP, telling("guided", 2.0), telling("conditional", 1.0), jnp.asarray(0.5), 2.0
-    )
-    levels = jnp.array([0.1, 0.5001, 1.999, 2.1])
-    times = VP.time_of_log_snr(-2.0 * jnp.log(levels))
-    run = jax.jit(limited)
-    for t, name in zip(times, ["conditional", "guided", "guided", "conditional"], strict=True):
-        ran.clear()
-        out = run(X_T[:4], t)
-        jax.effects_barrier()
-        assert ran == [name]
-        np.testing.assert_allclose(out, X_T[:4] * (2.0 if name == "guided" else 1.0))
-    rows = run(X_T[:4], times)  # one time an example
-    np.testing.assert_allclose(rows, X_T[:4] * jnp.array([[1.0], [2.0], [2.0], [1.0]]))
+    return interval(process, part("guided", 2.0), part("conditional", 1.0), low, high)
 
 
-def test_pure_noise_is_within_an_interval_without_end():
-    limited = guidance.interval(FLOW, lambda x, t: 2.0 * x, lambda x, t: x, 1.0, np.inf)
-    np.testing.assert_allclose(limited(X_T, jnp.asarray(1.0)), 2.0 * X_T)
+TIMES = [VP.time_of_log_snr(-2 * jnp.log(level)) for level in (0.4, 1.0, 2.1)]
 
 
-def test_rules_are_what_they_say():
-    conditional, unconditional = jnp.array([[3.0, 4.0]]), jnp.array([[3.0, 2.0]])
-    linear = guidance.linear(conditional, unconditional, 3.0)
-    np.testing.assert_allclose(linear, [[3.0, 8.0]])
-    back = guidance.rescaled(1.0)(conditional, unconditional, 3.0)
-    np.testing.assert_allclose(back, linear * 0.5 / 2.5)  # standard deviations 0.5 and 2.5
-    half = guidance.rescaled(0.5)(conditional, unconditional, 3.0)
-    np.testing.assert_allclose(half, linear * 0.6)
-    # the difference (0, 2) has 2 * 4 / 25 (3, 4) along (3, 4)
-    apg = guidance.projected()(conditional, unconditional, 3.0)
-    np.testing.assert_allclose(apg, conditional + 2.0 * np.array([[-0.96, 2.0 - 1.28]]))
-    np.testing.assert_allclose(jnp.sum((apg - conditional) * conditional), 0.0, atol=1e-12)
-    all_of_it = guidance.projected(eta=1.0)(conditional, unconditional, 3.0)
-    np.testing.assert_allclose(all_of_it, linear)
-    short = guidance.projected(eta=1.0, max_norm=0.5)(conditional, unconditional, 3.0)
-    np.testing.assert_allclose(short, [[3.0, 5.0]])
+def test_only_one_denoiser_runs_at_one_time():
+    ran, traced = [], []
+    denoise = jax.jit(lambda process, t, low: halves(ran, low, process=process)(X_T, t))
+    for t, name in zip(TIMES, ["conditional", "guided", "conditional"], strict=True):
+        for run, names in ((denoise(VP, t, 0.5), ran), (halves(traced)(X_T, t), traced)):
+            close(run, X_T * {"conditional": 1.0, "guided": 2.0}[name])
+            jax.effects_barrier()
+            assert names == [name]
+            names.clear()
 
 
-def test_dynamic_threshold_limits_each_example_by_its_own_percentile():
-    x0_hat = jnp.array([[0.5, -0.25, 0.1, 0.9], [4.0, -2.0, 1.0, 0.0]])
-    limited = guidance.dynamic_threshold(lambda x, t: x0_hat, percentile=2.0 / 3.0)
-    out = limited(x0_hat, T)
-    np.testing.assert_allclose(out[0], x0_hat[0])
-    np.testing.assert_allclose(out[1], [1.0, -1.0, 0.5, 0.0])  # the percentile of |x0_hat| is 2
+def test_the_interval_is_chosen_in_python_where_all_is_known():
+    calls = []
+    part = [counted(calls, name, 1.0) for name in "gc"]
+    denoise = interval(VP, *part, 0.5, 2.0)
+    for t, evaluated in [
+        (TIMES[0], "c"),
+        (TIMES[1], "g"),
+        (jnp.full(4, TIMES[1]), "g"),
+        (jnp.full(4, TIMES[2]), "c"),
+        (jnp.stack([*TIMES, TIMES[0]]), "gc"),
+    ]:
+        jax.jit(lambda x, t=t: denoise(x, t))(X_T)
+        assert "".join(calls) == evaluated
+        calls.clear()
 
 
-@pytest.mark.parametrize("noise_std", [0.0, 0.3])
-@pytest.mark.parametrize("name", ["vp", "flow", "edm"])
-def test_dps_is_exact_for_a_mask_and_isotropic_gaussian_data(name, noise_std):
-    std, mean, process = 0.7, jnp.array([[0.5, -1.0]]), PROCESSES[name]
-    data = Mixture(np.ones(1), mean, std**2 * np.eye(2)[None])
-    mask, t = jnp.array([[1.0, 0.0]]), 0.4 * process.t_max
-    y = mask * jnp.full((6, 1), 0.9)
-    guided = guidance.dps(
-        process,
-        data.denoiser(process),
-        lambda x: mask * x,
-        y,
-        noise_std=noise_std,
-        data_std=std,
-    )
-    alpha, variance = process.alpha(t), process.variance(t)
-    # precisions add: of the prior, of x_t = alpha x0 + sigma eps, and of y where it sees
-    precision = 1 / std**2 + alpha**2 / variance
-    plain = (mean / std**2 + alpha * X_T / variance) / precision
-    spread = 1 / precision
-    seen = plain + spread / (spread + noise_std**2) * (y - plain)
-    expected = jnp.where(mask > 0, seen, plain)
-    for times in (t, jnp.full(6, t)):
-        np.testing.assert_allclose(jax.jit(guided)(X_T, times), expected, rtol=1e-9)
+def test_the_interval_is_that_of_each_row():
+    times = jnp.stack([TIMES[1], TIMES[0], TIMES[2], TIMES[1]])
+    expected = X_T * np.array([[2.0], [1.0], [1.0], [2.0]])
+    close(halves([])(X_T, times), expected)
+    close(jax.jit(halves([]))(X_T, times), expected)
 
 
-def test_inpainting_keeps_what_was_seen():
-    mask = jnp.array([[1.0, 0.0]])
-    y = mask * jnp.full((6, 1), 0.8)
+@pytest.mark.parametrize(("high", "factor"), [(np.inf, 2.0), (1e9, 1.0)])
+def test_pure_noise_is_at_level_infinity(high, factor):
+    ones = jnp.ones(4)
+    for denoise in (halves([], 1.0, high, FLOW), jax.jit(halves([], 1.0, high, FLOW))):
+        close(denoise(X_T, ones[0]), factor * X_T)
+        close(denoise(X_T, ones), factor * X_T)
+    close(halves([], 0.0, 1.0, FLOW)(X_T, 0.0 * ones), 2.0 * X_T)  # and no noise at level 0
 
+
+# --- Rules ----------------------------------------------------------------------------------
+
+
+C, U = jnp.asarray(RNG.normal(size=(2, 3, 2, 2)))
+W = jnp.array([2.0, -1.0, 5.0]).reshape(3, 1, 1)
+
+
+def test_linear_by_hand():
+    close(guidance.linear(jnp.array([3.0]), jnp.array([1.0]), 4.0), [9.0])
+
+
+def test_rescaled_has_the_contrast_of_the_conditional():
+    found, plain = guidance.rescaled(1.0)(C, U, W), guidance.linear(C, U, W)
+    close(found.std((1, 2)), C.std((1, 2)))
+    close(found / plain, (C.std((1, 2)) / plain.std((1, 2)))[:, None, None] * np.ones((3, 2, 2)))
+    close(guidance.rescaled(0.0)(C, U, W), plain)
+    close(guidance.rescaled(0.7)(C, U, W), 0.7 * found + 0.3 * plain)
+    # by hand: linear is [-1, 3] with std 2, conditional has std 1
+    by_hand = guidance.rescaled(0.5)(jnp.array([[0.0, 2.0]]), jnp.array([[1.0, 1.0]]), 2.0)
+    close(by_hand, [[-0.75, 2.25]])
+
+
+def test_rescaling_something_flat_changes_nothing():
+    flat = jnp.ones((2, 3))
+    close(guidance.rescaled(0.7)(flat, 3.0 * flat, 2.0), -flat)
+
+
+def test_projected_is_the_published_formula():
+    c, u = jnp.array([[2.0, 0.0]]), jnp.array([[-1.0, -4.0]])  # d = (3, 4) of norm 5
+    close(guidance.projected()(c, u, 3.0), [[2.0, 8.0]])
+    close(guidance.projected(0.5)(c, u, 3.0), [[5.0, 8.0]])
+    close(guidance.projected(0.5, 2.5)(c, u, 3.0), [[3.5, 4.0]])
+    close(guidance.projected(1.0, 7.0)(c, u, 3.0), guidance.linear(c, u, 3.0))
+
+
+def test_projected_moves_across_the_conditional_only():
+    close(guidance.projected(1.0)(C, U, W), guidance.linear(C, U, W))
+    move = guidance.projected()(C, U, W) - C
+    assert np.abs(move).min() > 1e-3
+    close(jnp.sum(move * C, (1, 2)), np.zeros(3))
+    close(guidance.projected(1.0, 0.1)(C, U, 2.0 * jnp.ones((3, 1, 1))) - C, 0.1 * direction(C - U))
+
+
+def direction(d):
+    return d / np.linalg.norm(d.reshape(3, -1), axis=1).reshape(3, 1, 1)
+
+
+def test_dynamic_threshold_by_hand():
+    x0 = jnp.array([[[0.0, -1.0], [2.0, 4.0]], [[0.5, -0.5], [0.1, 0.9]]])
+    found = guidance.dynamic_threshold(lambda x, t: x, percentile=2.0 / 3.0)(x0, 0.5)
+    close(found[0], [[0.0, -0.5], [1.0, 1.0]])  # s = 2
+    np.testing.assert_array_equal(found[1], x0[1])  # inside the bound
+    found = guidance.dynamic_threshold(lambda x, t: x, 1.0, bound=2.0)(x0, 0.5)
+    close(found[0], 0.5 * x0[0])
+
+
+# --- Inverse problems -----------------------------------------------------------------------
+
+
+def gaussian(process):
+    def denoise(x_t, t):
+        t = jnp.reshape(t, (-1, 1)) if jnp.ndim(t) else t
+        alpha, variance = process.alpha(t), process.variance(t)
+        return MEAN.reshape(1, 3) + alpha * STD**2 / (alpha**2 * STD**2 + variance) * (
+            x_t - alpha * MEAN.reshape(1, 3)
+        )
+
+    return denoise
+
+
+def masked(x0):
+    return MASK.reshape(1, 3) * x0
+
+
+def summed(x0):
+    """Rows orthonormal, so that A A^T = I."""
+    return jnp.stack([x0[:, 0] + x0[:, 1], x0[:, 0] - x0[:, 1]], 1) / jnp.sqrt(2.0)
+
+
+Y = {masked: masked(jnp.asarray(RNG.normal(size=(4, 3)))), summed: X3[:, :2]}
+MATRIX = {masked: np.diag(MASK), summed: summed(jnp.eye(3)).T}
+
+
+@jax.jit
+def solve(process, t, noise_std):
+    found = {}
+    for operator in (masked, summed):
+        guided = dps(process, gaussian(process), operator, Y[operator], noise_std=noise_std,
+                     data_std=STD)  # fmt: skip
+        found[operator.__name__] = guided(X3, t), guided(X3, jnp.full(4, t))
+    return found
+
+
+@pytest.mark.parametrize("noise_std", [0.3, 0.0])
+@pytest.mark.parametrize("name", ["vp", "flow", "edm", "zero_snr"])
+def test_dps_is_the_exact_posterior_mean_for_gaussian_data(name, noise_std):
+    t = 0.3 * PROCESSES[name].t_max
+    process = known(name, t)
+    alpha, variance = float(process.alpha(t)), float(process.variance(t))
+    found = solve(process, t, noise_std)
+    for operator in (masked, summed):
+        # Kalman's formula: condition N(mean, spread I), which is p(x0 | x_t), on y.
+        spread = 1.0 / (1.0 / STD**2 + alpha**2 / variance)
+        mean = spread * (MEAN / STD**2 + alpha / variance * np.asarray(X3))
+        A = MATRIX[operator]  # noqa: N806
+        gram = spread * A @ A.T + noise_std**2 * np.eye(len(A))
+        gain = spread * A.T @ np.linalg.pinv(gram)
+        expected = mean + (np.asarray(Y[operator]) - mean @ A.T) @ gain.T
+        for denoised in found[operator.__name__]:
+            close(denoised, expected)
+
+
+def test_dps_with_data_std_0_is_the_published_likelihood():
+    t = jnp.asarray(0.4)
+    plain = gaussian(VP)
+
+    def log_prob(x_t, t):
+        return -0.5 * jnp.sum((Y[masked] - masked(plain(x_t, t))) ** 2, 1) / 0.3**2
+
+    guided = dps(VP, plain, masked, Y[masked], noise_std=0.3, data_std=0.0, scale=SCALES)
+    close(guided(X3, t), classifier(VP, plain, log_prob, SCALES)(X3, t))
+
+
+def test_dps_changes_nothing_without_signal_or_without_noise():
+    for t in (1.0, 0.0):
+        for found in solve(known("flow", t), t, 0.0).values():
+            for denoised in found:
+                close(denoised, gaussian(FLOW)(X3, t))
+
+
+def test_sampling_keeps_the_observed_pixels():
     @jax.jit
-    def run(ts):
-        guided = guidance.dps(VP, MIXTURE.denoiser(VP), lambda x: mask * x, y, data_std=0.9)
-        return sample(KEY, samplers.ddim(VP, guided), X_T, ts)
+    def run(process, x_T, ts):
+        denoise = dps(process, gaussian(process), masked, Y[masked], data_std=STD)
+        return sample(KEY, samplers.ddim(process, denoise), x_T, ts)
 
-    x0 = run(timesteps.log_snr(VP, 100, 1e-4))
-    np.testing.assert_allclose(x0[:, 0], 0.8, atol=0.02)
-    assert np.std(x0[:, 1]) > 0.1
+    x0 = run(VP, X3, timesteps.uniform(VP, 5))
+    observed = MASK == 1
+    close(x0[:, observed], Y[masked][:, observed])
+    assert np.abs(x0[:, ~observed]).min() > 1e-3
 
 
-def test_guidance_composes_within_sample_and_is_not_traced_again_for_new_scales():
+# --- What all guidance promises -------------------------------------------------------------
+
+
+def guided(x_t, t, shift=0.0, scale=3.0, process=FLOW):
+    """Everything at once."""
+
+    def strong(x_t, t):
+        return jnp.tanh(x_t) + shift
+
+    def weak(x_t, t):
+        return 0.5 * x_t
+
+    def log_prob(x_t, t):
+        return -jnp.sum(x_t**2, 1)
+
+    def model(x_t, t, cond):
+        return jnp.tanh(x_t * cond)
+
+    made = interval(
+        process,
+        classifier_free(strong, weak, scale, rule=guidance.rescaled(0.7)),
+        classifier_free_batched(model, x_t, 0.0, scale, rule=guidance.projected(0.2, 1.0)),
+        0.2,
+        5.0,
+    )
+    made = classifier(process, made, log_prob, 0.1 * scale)
+    made = dps(process, made, lambda x0: x0[:, :1], x_t[:, :1], noise_std=0.1)
+    return guidance.dynamic_threshold(guidance.autoguidance(made, weak, scale))(x_t, t)
+
+
+def test_guidance_composes_inside_one_compiled_sampler():
     traces = []
 
     @jax.jit
-    def run(scale, low, x_T):
-        def conditional(x, t):
+    @jax.value_and_grad
+    def total(scale, shift, ts):
+        def denoise(x_t, t):
             traces.append(1)
-            return jnp.tanh(x)
+            return guided(x_t, t, shift, scale)
 
-        free = guidance.classifier_free(
-            conditional, lambda x, t: 0.1 * x, scale, rule=guidance.rescaled(0.7)
-        )
-        limited = guidance.interval(VP, guidance.dynamic_threshold(free), conditional, low, 5.0)
-        x0 = sample(KEY, samplers.ddim(VP, limited), x_T, timesteps.uniform(VP, 5))
-        return x0.sum(), x0
+        x0 = sample(KEY, samplers.ddim(FLOW, denoise), X_T, ts)
+        return jnp.sum(x0**2)
 
-    slope = jax.jit(jax.grad(lambda *args: run(*args)[0], argnums=(0, 2)))
-    for scale, low in ((2.0, 0.1), (3.0, 0.2)):
-        assert np.isfinite(run(scale, low, X_T)[1]).all()
-    assert len(traces) == 2  # within the interval and outside it
-    assert all(np.isfinite(leaf).all() for leaf in slope(2.0, 0.1, X_T))
+    ts = timesteps.uniform(FLOW, 4)
+    value, slope = total(2.0, 0.1, ts)
+    count = len(traces)
+    other, _ = total(5.0, 0.1, ts)
+    assert len(traces) == count
+    assert value != other
+    h = 1e-6
+    close(slope, (total(2.0 + h, 0.1, ts)[0] - total(2.0 - h, 0.1, ts)[0]) / (2 * h), rtol=1e-5)
 
 
-def test_a_network_of_low_precision_leaves_float32():
+@pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
+def test_gradients_are_finite_where_something_is_0(t):
+    slopes = GRADIENT(X_T.at[0].set(0.0), jnp.asarray(t), 0.0, 3.0)
+    assert all(np.isfinite(slope).all() for slope in slopes)
+    rows = GRADIENT(X_T, jnp.full(4, t), 0.0, SCALES)
+    assert all(np.isfinite(slope).all() for slope in rows)
+
+
+GRADIENT = jax.jit(jax.grad(lambda *args: jnp.sum(guided(*args)), argnums=(0, 1, 2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0, SCALES])
+def test_the_result_has_the_dtype_of_x_t(dtype, scale):
+    x_t = X_T.astype(dtype)
+
     def network(x_t, t):
         return x_t.astype(jnp.bfloat16)
 
-    x_t, t = jnp.asarray(X_T, jnp.float32), jnp.float32(0.4)
-    free = guidance.classifier_free(network, network, 2.0)
-    others = [
-        guidance.interval(VP, free, network, 0.5, 1.0),
-        guidance.classifier(VP, network, lambda x, t: x.sum(1)),
-        guidance.dps(VP, network, lambda x: x, x_t),
-        guidance.dynamic_threshold(network),
-    ]
-    for guided in (free, *others):
-        assert jax.eval_shape(guided, x_t, t).dtype == jnp.float32
+    for t in (jnp.float32(0.5), jnp.full(4, 0.5)):
+        assert jax.eval_shape(lambda x, t: guided(x, t, 0.0, scale), x_t, t).dtype == dtype
+        made = classifier_free(network, network, scale)
+        assert jax.eval_shape(made, x_t, t).dtype == dtype
+
+
+def test_guided_denoisers_say_that_they_need_signal():
+    eps = denoisers.from_network(lambda x, t: x, FLOW, "eps")
+    ts = timesteps.uniform(FLOW, 2)
+    for made in (
+        classifier_free(eps, jnp.multiply, 2.0),
+        classifier_free(jnp.multiply, eps, 2.0),
+        classifier(FLOW, eps, jnp.multiply, 1.0),
+        guidance.dynamic_threshold(interval(FLOW, jnp.multiply, eps, 0.0, 1.0)),
+        dps(FLOW, eps, masked, X3),
+    ):
+        with pytest.raises(ValueError, match="alpha is 0 for a network that predicts eps"):
+            sample(KEY, samplers.ddim(FLOW, made), X_T, ts)
+
+
+def same(x_t, t, cond=None):
+    return x_t
+
+
+NAN, INF = np.nan, np.inf
+HALF = jnp.asarray(0.5)
 
 
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda d: guidance.interval(VP, d, d, 2.0, 1.0), "`low` must be at most `high`"),
-        (lambda d: guidance.interval(VP, d, d, -1.0, 1.0), "`low`"),
-        (lambda d: guidance.interval(VP, d, d, 0.0, np.nan), "`high`"),
-        (lambda d: guidance.rescaled(1.5), "`phi`"),
-        (lambda d: guidance.projected(max_norm=0.0), "`max_norm`"),
-        (lambda d: guidance.dynamic_threshold(d, percentile=99.5), "`percentile`"),
-        (lambda d: guidance.dynamic_threshold(d, bound=0.0), "`bound`"),
-        (lambda d: guidance.dps(VP, d, d, X_T, noise_std=-1.0), "`noise_std`"),
-        (lambda d: guidance.dps(VP, d, d, X_T, data_std=0.0), "both be 0"),
-        (lambda d: guidance.dps(VP, d, lambda x: x, X_T[:2])(X_T, T), "`y` must have"),
-        (lambda d: guidance.classifier_free(d, d, jnp.ones(3) * 2)(X_T, T), "must have shape"),
-        (lambda d: guidance.classifier_free_batched(d, {"a": X_T}, 0, 2.0), "structure"),
-        (lambda d: guidance.classifier_free_batched(d, X_T[:, 0], X_T[None], 2.0), "broadcast"),
-        (
-            lambda d: guidance.classifier_free_batched(d, jnp.arange(3), 0, 2.0)(X_T, T),
-            "one entry an example",
-        ),
+        (lambda: classifier_free(same, same, NAN), "`scale` must be finite.*nan"),
+        (lambda: classifier_free(same, same, np.ones((4, 1))), "`scale`"),
+        (lambda: classifier_free(same, same, np.ones(3))(X_T, HALF), r"`scale`.*\(4,\); got \(3,"),
+        (lambda: classifier_free(same, same, np.arange(3))(X_T, HALF), r"`scale`.*\(4,\)"),
+        (lambda: guidance.autoguidance(same, same, INF), "`scale`"),
+        (lambda: classifier_free(lambda x, t: x[:2], same, 2.0)(X_T, HALF), "denoiser must return"),
+        (lambda: classifier_free_batched(same, COND, {"label": 0}, 2.0), "`null`"),
+        (lambda: classifier_free_batched(same, X_T, {"label": 0}, 2.0), "`null`"),
+        (lambda: classifier_free_batched(same, X_T, np.zeros(3), 2.0), "`null`"),
+        (lambda: classifier_free_batched(same, X_T[0], X_T, 2.0), "`null`"),
+        (lambda: classifier_free_batched(same, X_T, 0.0, NAN), "`scale`"),
+        (lambda: classifier_free_batched(same, X_T[:3], 0.0, 2.0)(X_T, HALF), "`cond`.*4 rows"),
+        (lambda: classifier_free_batched(same, 1, 0, 1.0)(X_T, HALF), r"`cond`.*4 rows; got \(\)"),
+        (lambda: interval(VP, same, same, 2.0, 1.0), "`low`.*2.0 and 1.0"),
+        (lambda: interval(VP, same, same, -1.0, 1.0), "`low`.*-1.0"),
+        (lambda: interval(VP, same, same, NAN, 1.0), "`low`"),
+        (lambda: interval(VP, same, same, 0.0, NAN), "`high`"),
+        (lambda: interval(VP, same, same, np.zeros(4), 1.0), "`low`"),
+        (lambda: interval(VP, same, same, 0.0, 1.0)(X_T, jnp.linspace(0.1, 1, 3)), "`t`"),
+        (lambda: classifier(VP, same, same, NAN), "`scale`"),
+        (lambda: classifier(VP, same, same, 1.0)(X_T, HALF), "`log_prob`"),
+        (lambda: guidance.rescaled(1.5), "`phi`.*1.5"),
+        (lambda: guidance.rescaled(NAN), "`phi`"),
+        (lambda: guidance.projected(INF), "`eta`"),
+        (lambda: guidance.projected(0.0, 0.0), "`max_norm`"),
+        (lambda: guidance.dynamic_threshold(same, 99.5), "`percentile`.*99.5"),
+        (lambda: guidance.dynamic_threshold(same, 0.9, 0.0), "`bound`"),
+        (lambda: dps(VP, same, same, X_T, noise_std=-0.1), "`noise_std`.*-0.1"),
+        (lambda: dps(VP, same, same, X_T, data_std=INF), "`data_std`"),
+        (lambda: dps(VP, same, same, X_T, data_std=0.0), "`noise_std` or `data_std`"),
+        (lambda: dps(VP, same, same, X_T, scale=NAN), "`scale`"),
+        (lambda: dps(VP, same, lambda x: x, X_T[:, :1])(X_T, HALF), r"`y`.*\(4, 2\); got \(4, 1"),
     ],
 )
 def test_bad_arguments_are_refused(call, match):
     with pytest.raises(ValueError, match=match):
-        call(lambda x, t: x)
+        call()
