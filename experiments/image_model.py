@@ -44,9 +44,6 @@ WEIGHTINGS: dict[str, Callable[[], weightings.Weighting]] = {
 }
 Kind = Literal["x0", "eps", "v", "score", "velocity"]
 
-LOW_LOG_SNR = -8.0
-"""Where methods start that cannot at alpha = 0."""
-
 CHUNK = 256
 """Images sampled in one call; more are sampled chunk by chunk, to the same result."""
 
@@ -319,12 +316,9 @@ def make_generator(
         depends on (params, key, i, label i) only.
     """
     process, method = model.process, METHODS[sampler_name]
-    start = process.t_max
-    if process.alpha(start) == 0.0:  # where eps and score hold no x0, and some methods divide
-        if method.needs_signal:
-            start = process.time_of_log_snr(jnp.asarray(LOW_LOG_SNR))
-        elif model.prediction in ("eps", "score"):
-            start = 0.999 * start
+    start = method.start(process)
+    if model.prediction in ("eps", "score") and process.alpha(start) == 0.0:  # they hold no x0
+        start = 0.999 * start
     ts = timesteps.uniform(process, num_steps, t_start=start)
 
     @partial(jax.jit, static_argnames="keep_path")

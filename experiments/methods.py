@@ -2,7 +2,9 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax.numpy as jnp
 
 from jaxdiff import denoisers, samplers
 from jaxdiff.processes import Process
@@ -32,6 +34,9 @@ MethodName = Literal[
     "predictor_corrector",
     "adaptive",
 ]
+LOW_LOG_SNR = -8.0
+"""Where methods start that cannot at alpha = 0."""
+
 NAMES: tuple[str, ...] = get_args(MethodName)
 
 
@@ -49,6 +54,12 @@ class Method(NamedTuple):
     order: int | None = None
     calls_a_step: int = 1
     needs_signal: bool = False
+
+    def start(self, process: Process) -> Any:
+        """Return the time that the method starts at: t_max, where it can."""
+        if self.needs_signal and process.alpha(process.t_max) == 0.0:
+            return process.time_of_log_snr(jnp.asarray(LOW_LOG_SNR))
+        return process.t_max
 
     def calls(self, num_steps: int, *, to_data: bool = True) -> int:
         """Return the evaluations of so many steps, the last of them to sigma = 0 or not."""

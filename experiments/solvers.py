@@ -22,7 +22,7 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from experiments import command, digits, solvers_report
-from experiments.image_model import LOW_LOG_SNR, build_model, make_generator, open_images
+from experiments.image_model import build_model, make_generator, open_images
 from experiments.methods import METHODS, Method
 from jaxdiff import Mixture, data, processes, sample, timesteps
 from jaxdiff.processes import Process
@@ -90,19 +90,12 @@ def quantile(mixture: Mixture, process: Process, t: Array, q: Array) -> Array:
     return jax.lax.fori_loop(0, 80, halve, ends)[0]
 
 
-def start_of(process: Process, method: Method) -> Any:
-    """Return the time that a method starts at: t_max, where it can."""
-    if method.needs_signal and process.alpha(process.t_max) == 0.0:
-        return process.time_of_log_snr(jnp.asarray(LOW_LOG_SNR))
-    return process.t_max
-
-
 def flow_errors(process: Process, method: Method, sizes: Sequence[int]) -> list[float]:
     """Return the largest error against the exact flow map for each number of steps."""
     mixture = make_mixture()
     q = jnp.linspace(0.02, 0.98, 49)
     t_end = process.time_of_log_snr(jnp.asarray(END_LOG_SNR))
-    grids = [timesteps.log_snr(process, n, t_end, start_of(process, method)) for n in sizes]
+    grids = [timesteps.log_snr(process, n, t_end, method.start(process)) for n in sizes]
     first, last = (quantile(mixture, process, t, q)[:, None] for t in (grids[0][0], t_end))
 
     @jax.jit
@@ -132,7 +125,7 @@ def distances(
         made = method.make(process, mixture.denoiser(process))
         return jnp.abs(jnp.sort(sample(key_path, made, x_T, ts)[:, 0]) - exact).mean()
 
-    start = start_of(process, method)
+    start = method.start(process)
     return [float(draw(pad(timesteps.quadratic(process, n, t_start=start), sizes))) for n in sizes]
 
 

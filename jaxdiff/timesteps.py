@@ -141,15 +141,7 @@ def flow_shift(
     A time u t_max becomes shift u / (1 + (shift - 1) u) t_max. For `flow` this multiplies the
     noise level sigma / alpha by `shift`, as an image of so many times the resolution asks for.
 
-    Args:
-        process: supplies t_max, the default start.
-        num_steps: N >= 1.
-        shift: positive; 1 gives :func:`uniform`.
-        t_end: the last time, in [0, t_start).
-        t_start: the first time, in (0, t_max].
-
-    Returns:
-        Decreasing times (N + 1,).
+    Args are those of :func:`uniform`, and `shift`, positive; 1 gives :func:`uniform`.
 
     Raises:
         ValueError: if an argument is out of range.

@@ -12,30 +12,22 @@ is integrated by parts, which needs no derivative of the schedule:
 by Gauss-Legendre quadrature. These are numbers, not evaluations of the network.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.processes import Process
 from jaxdiff.samplers.multistep import (
-    History,
+    State,
     divided_differences,
+    multistep_solver,
     newton_basis,
     usable_nodes,
 )
-from jaxdiff.samplers.protocol import Sampler, check_order, follow_flow, solver
+from jaxdiff.samplers.protocol import Sampler, check_order, follow_flow
 from jaxdiff.typing import Array, Denoiser, Key
 
 QUADRATURE = np.polynomial.legendre.leggauss(12)
 """Nodes and weights on [-1, 1]."""
-
-
-class State(NamedTuple):
-    """x (B, ...) and the values of eps_hat before it."""
-
-    x: Array
-    history: History
 
 
 def deis(process: Process, denoise: Denoiser, order: int = 3) -> Sampler:
@@ -56,9 +48,6 @@ def deis(process: Process, denoise: Denoiser, order: int = 3) -> Sampler:
     Source: Zhang & Chen 2023 (arXiv:2204.13902), eqs. 14 and 15.
     """
     check_order(order, (1, 2, 3, 4))
-
-    def init(x: Array) -> State:
-        return State(x, History.empty(x, order - 1))
 
     def integrals(t: Array, s: Array, nodes: list[Array]) -> list[Array]:
         """Integrate alpha_s rho' times each basis polynomial but the first."""
@@ -88,12 +77,4 @@ def deis(process: Process, denoise: Denoiser, order: int = 3) -> Sampler:
             x_s += jnp.where(good & (process.sigma(s) > 0), weight * difference, 0.0)
         return State(x_s, state.history.push(eps_hat, t))
 
-    return solver(
-        process,
-        denoise,
-        step,
-        init=init,
-        value=lambda state: state.x,
-        replace=lambda state, x: state._replace(x=x),
-        deterministic=True,
-    )
+    return multistep_solver(process, denoise, step, order - 1, deterministic=True)

@@ -1,21 +1,18 @@
 """DPM-Solver++: multistep exponential integrators of the probability flow and the reverse SDE."""
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 
 from jaxdiff import forward, numerics
 from jaxdiff.processes import Process
-from jaxdiff.samplers.multistep import History, extrapolate, midpoint_change, predictor_nodes
-from jaxdiff.samplers.protocol import Sampler, check_order, follow_flow, solver
+from jaxdiff.samplers.multistep import (
+    State,
+    extrapolate,
+    midpoint_change,
+    multistep_solver,
+    predictor_nodes,
+)
+from jaxdiff.samplers.protocol import Sampler, check_order, follow_flow
 from jaxdiff.typing import Array, Denoiser, Key
-
-
-class State(NamedTuple):
-    """x (B, ...) and the outputs before it."""
-
-    x: Array
-    history: History
 
 
 def dpm_solver_pp(process: Process, denoise: Denoiser, order: int = 2) -> Sampler:
@@ -39,24 +36,13 @@ def dpm_solver_pp(process: Process, denoise: Denoiser, order: int = 2) -> Sample
     """
     check_order(order, (1, 2, 3))
 
-    def init(x: Array) -> State:
-        return State(x, History.empty(x, order - 1))
-
     def step(key: Key, state: State, t: Array, s: Array) -> State:
         x0_hat = denoise(state.x, t)
         x_s = follow_flow(process, state.x, x0_hat, t, s)
         x_s += process.alpha(s) * extrapolate(process, state.history, x0_hat, t, s, order)
         return State(x_s, state.history.push(x0_hat, t))
 
-    return solver(
-        process,
-        denoise,
-        step,
-        init=init,
-        value=lambda state: state.x,
-        replace=lambda state, x: state._replace(x=x),
-        deterministic=True,
-    )
+    return multistep_solver(process, denoise, step, order - 1, deterministic=True)
 
 
 def dpm_solver_pp_sde(process: Process, denoise: Denoiser) -> Sampler:
@@ -81,11 +67,4 @@ def dpm_solver_pp_sde(process: Process, denoise: Denoiser) -> Sampler:
         mean, std = forward.posterior(process, state.x, middle, t, s)
         return State(mean + std * numerics.normal(key, mean), state.history.push(x0_hat, t))
 
-    return solver(
-        process,
-        denoise,
-        step,
-        init=lambda x: State(x, History.empty(x, 1)),
-        value=lambda state: state.x,
-        replace=lambda state, x: state._replace(x=x),
-    )
+    return multistep_solver(process, denoise, step, 1)

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxdiff.processes import Process
-from jaxdiff.typing import Array
+from jaxdiff.samplers.protocol import Sampler, Step, solver
+from jaxdiff.typing import Array, Denoiser
 
 
 class History(NamedTuple):
@@ -52,6 +53,28 @@ class History(NamedTuple):
             jnp.concatenate([t.astype(self.times.dtype)[None], self.times[:-1]]),
             jnp.minimum(self.written + 1, self.outputs.shape[0]),
         )
+
+
+class State(NamedTuple):
+    """x (B, ...) and the outputs before it."""
+
+    x: Array
+    history: History
+
+
+def multistep_solver(
+    process: Process, denoise: Denoiser, step: Step, length: int, *, deterministic: bool = False
+) -> Sampler:
+    """Make a Sampler of a step of :class:`State` that looks back at `length` outputs."""
+    return solver(
+        process,
+        denoise,
+        step,
+        init=lambda x: State(x, History.empty(x, length)),
+        value=lambda state: state.x,
+        replace=lambda state, x: state._replace(x=x),
+        deterministic=deterministic,
+    )
 
 
 def half_log_snr(process: Process, t: Array) -> Array:
