@@ -4,12 +4,16 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxdiff.data import NotPreparedError
+from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import CheckpointError
 from jaxdiff.training.loop import STOPPED_EXIT_CODE, NotFinite, Stopped
 from jaxdiff.training.run import RunError
+
+REPORT = "report.md"
 
 
 class Refusal(Exception):
@@ -23,6 +27,21 @@ def refusing(*errors: type[Exception], say: str = "") -> Iterator[None]:
         yield
     except errors as error:
         raise Refusal(f"{say}{error}") from error
+
+
+def open_run(run_dir: str, config: Mapping[str, Any]) -> Path | None:
+    """Claim a folder for what a config says; return it, or None where that is done already.
+
+    The report is what a command writes last, so a folder that holds it is finished. A folder of
+    another config is refused.
+    """
+    directory = Path(run_dir)
+    runs.reconcile(directory, config)
+    runs.write_record(directory, config)
+    if (directory / REPORT).exists():
+        print(f"Report: {directory / REPORT}")
+        return None
+    return directory
 
 
 def preset_of(argv: Sequence[str], presets: Mapping[str, Any]) -> Any:

@@ -3,8 +3,8 @@
     python -m experiments.custom_sampler
 
 The sampler is the midpoint method on the probability flow in the noise level sigma / alpha. The
-networks are a Linen module, an Equinox module and a plain function; each holds the exact denoiser
-of one Gaussian component of the data, so what every sampler should reach is known exactly.
+networks are a Linen module, an Equinox module and a plain function; each holds the exact
+prediction for a mixture of two Gaussians, so what every sampler should reach is known exactly.
 """
 
 import functools
@@ -17,12 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from experiments import command
-from jaxdiff import Mixture, Sampler, denoisers, processes, sample, samplers, timesteps
+from experiments.one_dimension import MEANS, VARIANCES, WEIGHTS, make_mixture, quantile
+from jaxdiff import Sampler, denoisers, processes, sample, samplers, timesteps
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser, Key
-
-MEAN, STD = 0.7, 0.4
-"""Of the data, one Gaussian: its probability flow is a shift and a scaling."""
 
 
 def midpoint(process: Process, denoise: Denoiser) -> Sampler:
@@ -43,63 +41,76 @@ def midpoint(process: Process, denoise: Denoiser) -> Sampler:
     return Sampler(init=lambda x_T: x_T, step=step, deterministic=True)
 
 
-def exact_eps(process: Process, x_t: Array, t: Array) -> Array:
-    """Return E[eps | x_t] of the data: a plain function that predicts eps."""
-    alpha, variance = process.alpha(t), process.variance(t)
-    return process.sigma(t) * (x_t - alpha * MEAN) / (alpha**2 * STD**2 + variance)
+def predict_eps(process: Process, mixture: Any, x_t: Array, t: Array) -> Array:
+    """Return E[eps | x_t] for x_t (B, 1) and a mixture's (weights, means, variances), (2,) each."""
+    weights, means, variances = mixture
+    spread = process.alpha(t) ** 2 * variances + process.variance(t)
+    apart = x_t - process.alpha(t) * means  # (B, 2)
+    belongs = jax.nn.softmax(jnp.log(weights) - 0.5 * (jnp.log(spread) + apart**2 / spread))
+    return process.sigma(t) * jnp.sum(belongs * apart / spread, axis=-1, keepdims=True)
 
 
-class LinenNetwork(flax.linen.Module):
-    """The same with its two numbers as Linen parameters."""
+def function_network(process: Process) -> Callable[[Array, Array], Array]:
+    """Return a plain function."""
+    mixture = jnp.array(WEIGHTS), jnp.array(MEANS), jnp.array(VARIANCES)
+    return functools.partial(predict_eps, process, mixture)
+
+
+class LinenModule(flax.linen.Module):
+    """The mixture as three Linen parameters."""
 
     process: Process
 
     @flax.linen.compact
     def __call__(self, x_t: Array, t: Array) -> Array:
         """Predict eps."""
-        mean = self.param("mean", lambda _: jnp.asarray(MEAN))
-        std = self.param("std", lambda _: jnp.asarray(STD))
-        alpha, variance = self.process.alpha(t), self.process.variance(t)
-        return self.process.sigma(t) * (x_t - alpha * mean) / (alpha**2 * std**2 + variance)
+        weights = self.param("weights", lambda _: jnp.array(WEIGHTS))
+        means = self.param("means", lambda _: jnp.array(MEANS))
+        variances = self.param("variances", lambda _: jnp.array(VARIANCES))
+        return predict_eps(self.process, (weights, means, variances), x_t, t)
+
+
+def linen_network(process: Process) -> Callable[..., Any]:
+    """Return a Linen module applied to its variables."""
+    module = LinenModule(process)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 1)), jnp.asarray(1.0))
+    return functools.partial(module.apply, variables)
 
 
 def equinox_network(process: Process) -> Callable[[Array, Array], Array] | None:
-    """Return the same as an Equinox module, or None where Equinox is not installed."""
+    """Return an Equinox module, or None where Equinox is not installed."""
     try:
         import equinox
     except ImportError:
         return None
 
-    class Network(equinox.Module):
-        mean: Array
-        std: Array
+    class Module(equinox.Module):
+        weights: Array
+        means: Array
+        variances: Array
 
         def __call__(self, x_t: Array, t: Array) -> Array:
-            alpha, variance = process.alpha(t), process.variance(t)
-            return (
-                process.sigma(t) * (x_t - alpha * self.mean) / (alpha**2 * self.std**2 + variance)
-            )
+            return predict_eps(process, (self.weights, self.means, self.variances), x_t, t)
 
-    return Network(jnp.asarray(MEAN), jnp.asarray(STD))
+    return Module(jnp.array(WEIGHTS), jnp.array(MEANS), jnp.array(VARIANCES))
 
 
-def compare(num_steps: int = 32, seed: int = 0) -> None:
+NETWORKS: dict[str, Callable[[Process], Any]] = {
+    "function": function_network,
+    "linen": linen_network,
+    "equinox": equinox_network,
+}
+
+
+def compare(num_steps: int = 32) -> None:
     """Print the largest error of each network and sampler against the exact flow.
 
     Args:
         num_steps: Steps from noise to data.
-        seed: Of the noise.
     """
     if num_steps < 1:
         raise command.Refusal(f"--num-steps must be at least 1; got {num_steps}.")
     process = processes.vp()
-    linen = LinenNetwork(process)
-    variables = linen.init(jax.random.key(0), jnp.zeros((1, 1)), jnp.asarray(1.0))
-    networks: dict[str, Any] = {
-        "function": functools.partial(exact_eps, process),
-        "linen": functools.partial(linen.apply, variables),
-        "equinox": equinox_network(process),
-    }
     makers = {
         "midpoint (ours)": midpoint,
         "heun": samplers.heun,
@@ -108,10 +119,11 @@ def compare(num_steps: int = 32, seed: int = 0) -> None:
     }
     t_end = 1e-2
     ts = timesteps.log_snr(process, num_steps, t_end)
-    x_T = process.prior_sample(jax.random.key(seed), (1000, 1))  # noqa: N806
-    exact = exact_flow(process, x_T, ts[0], ts[-1])
+    q = jnp.linspace(0.02, 0.98, 49)
+    x_T, exact = (quantile(make_mixture(), process, t, q)[:, None] for t in (ts[0], ts[-1]))  # noqa: N806
     print(f"{'network':<10} {'sampler':<18} {'largest error':>14}   ({num_steps} steps)")
-    for name, network in networks.items():
+    for name, build in NETWORKS.items():
+        network = build(process)
         for sampler_name, make in makers.items():
             if network is None:
                 print(f"{name:<10} {sampler_name:<18} {'not installed':>14}")
@@ -126,14 +138,6 @@ def compare(num_steps: int = 32, seed: int = 0) -> None:
 
             error = jnp.abs(generate(jax.random.key(1), x_T, ts) - exact).max()
             print(f"{name:<10} {sampler_name:<18} {float(error):14.2e}")
-
-
-def exact_flow(process: Process, x_t: Array, t: Array, s: Array) -> Array:
-    """Return where the probability flow takes x_t: deviations shrink as the spread of q does."""
-    data = Mixture(jnp.ones(1), jnp.full((1, 1), MEAN), jnp.full((1, 1, 1), STD**2))
-    here, there = data.diffuse(process, t), data.diffuse(process, s)
-    ratio = jnp.sqrt(there.covariances[0, 0, 0] / here.covariances[0, 0, 0])
-    return there.means[0] + ratio * (x_t - here.means[0])
 
 
 def main(argv: list[str]) -> int:

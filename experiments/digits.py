@@ -66,9 +66,9 @@ def train(
     images = open_images(config, "train")
     with contextlib.closing(open_checkpoints(directory)) as checkpoints:
         params = fit(config, images, directory, checkpoints, progress=not quiet)
-    if not (directory / digits_report.REPORT).exists():
+    if not (directory / command.REPORT).exists():
         digits_report.write(config, params, directory)
-    print(f"Report: {directory / digits_report.REPORT}")
+    print(f"Report: {directory / command.REPORT}")
 
 
 def fit(
@@ -95,7 +95,7 @@ def fit(
         build_loss(config, model, images.num_levels), optimizer, ema_decay=config.ema_decay
     )
     runs.write_record(directory, to_record(config), free=FREE)
-    (directory / digits_report.REPORT).unlink(missing_ok=True)  # that of fewer steps
+    (directory / command.REPORT).unlink(missing_ok=True)  # that of fewer steps
     with contextlib.closing(runs.MetricsLog(directory / runs.METRICS, after=start)) as log:
         state = loop.fit(
             state,
@@ -162,7 +162,7 @@ def evaluate(run_dir: str, exact: bool = False) -> None:
     directory = Path(run_dir)
     config, restored = restore(directory)
     digits_report.write(config, restored.state["ema"], directory, exact=exact)
-    print((directory / digits_report.REPORT).read_text())
+    print((directory / command.REPORT).read_text())
 
 
 def open_checkpoints(directory: Path) -> Checkpoints:
@@ -170,14 +170,14 @@ def open_checkpoints(directory: Path) -> Checkpoints:
     return Checkpoints(directory / runs.CHECKPOINTS)
 
 
-def restore(directory: Path) -> tuple[Config, Restored]:
+def restore(directory: Path, option: str = "--run-dir") -> tuple[Config, Restored]:
     """Return the config and the newest sound checkpoint of a run, or refuse."""
     record = runs.read_record(directory)
     with contextlib.closing(open_checkpoints(directory)) as checkpoints:
         restored = None if record is None else checkpoints.restore()
     if record is None or restored is None:
         raise Refusal(
-            f"--run-dir {directory} holds no checkpoint yet. Train one first:\n"
+            f"{option} {directory} holds no checkpoint yet. Train one first:\n"
             f"  python -m experiments.digits train --run-dir {directory}"
         )
     return from_record(record["config"]), restored

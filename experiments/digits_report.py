@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.command import REPORT
 from experiments.image_model import (
     Config,
     Model,
@@ -23,7 +24,6 @@ from jaxdiff import data, forward, likelihood, numerics, plotting
 from jaxdiff.training import run as runs
 from jaxdiff.typing import Array, Key, PyTree
 
-REPORT = "report.md"
 EVALUATION = "evaluation.json"
 PER_CLASS = 8
 

@@ -312,8 +312,9 @@ def make_generator(
 
     Returns:
         ``generate(params, key, labels (N,), keep_path=False)`` -> (x0 (N, H, W, C), path), the
-        path being x_T and the states after each step, (T + 1, N, H, W, C), or None. Image i
-        depends on (params, key, i, label i) only.
+        path being x_T and the states after each step, (T + 1, N, H, W, C), or None: unless asked
+        for, and for the adaptive solver, whose steps differ by row. Image i depends on
+        (params, key, i, label i) only.
     """
     process, method = model.process, METHODS[sampler_name]
     start = method.start(process)
@@ -344,6 +345,7 @@ def make_generator(
     def generate(
         params: PyTree, key: Key, labels: np.ndarray, keep_path: bool = False
     ) -> tuple[np.ndarray, np.ndarray | None]:
+        keep_path = keep_path and sampler_name != "adaptive"
         parts = []
         for first in range(0, len(labels), CHUNK):
             rows = np.arange(first, min(first + CHUNK, len(labels)))

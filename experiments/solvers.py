@@ -8,8 +8,6 @@ moves quantiles, x_s = F_s^-1(F_t(x_t)) with F the distribution function of the 
 For a trained run the answer is that of a solver with many steps.
 """
 
-import csv
-import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -19,21 +17,25 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.stats import norm
+from jax.scipy.special import ndtri
 
 from experiments import command, digits, solvers_report
-from experiments.image_model import build_model, make_generator, open_images
+from experiments.image_model import FREE, build_model, make_generator, open_images, to_record
 from experiments.methods import METHODS, Method
-from jaxdiff import Mixture, data, processes, sample, timesteps
+from experiments.one_dimension import make_mixture, quantile
+from experiments.tables import write_csv
+from jaxdiff import data, processes, sample, timesteps
 from jaxdiff.processes import Process
 from jaxdiff.samplers import Sampler
+from jaxdiff.training.run import config_hash
 from jaxdiff.typing import Array, Denoiser, Key
 
 Row = dict[str, Any]
-MEANS, VARIANCES, WEIGHTS = (-1.0, 0.8), (0.05, 0.1), (0.3, 0.7)
 END_LOG_SNR = 2.0
 """Where the flow's error is measured: the data are half uncovered, and no last step is special."""
-SIZES = {"full": (4, 8, 16, 32, 64, 128, 256), "smoke": (8, 16, 32)}
+SIZES = {"full": (4, 8, 16, 32, 64, 128, 256, 512), "smoke": (8, 16, 32)}
+FEW = 64
+"""Steps at most where quality is measured."""
 SMOKE = ("ddim", "unipc_2", "ancestral")
 PROCESSES: dict[str, Callable[[], Process]] = {
     "vp": processes.vp,
@@ -74,22 +76,6 @@ def published_3m(process: Process, denoise: Denoiser) -> Sampler:
     return Sampler(init, step, lambda state: state[0])
 
 
-@jax.jit
-def quantile(mixture: Mixture, process: Process, t: Array, q: Array) -> Array:
-    """Return the quantiles q (N,) of the diffused mixture in one dimension, by bisection."""
-    diffused = mixture.diffuse(process, t)
-    stds = jnp.sqrt(diffused.covariances[:, 0, 0])
-
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        middle = 0.5 * (ends[0] + ends[1])
-        z = (middle[:, None] - diffused.means[None, :, 0]) / stds[None]
-        below = norm.cdf(z) @ diffused.weights < q
-        return jnp.where(below, middle, ends[0]), jnp.where(below, ends[1], middle)
-
-    ends = jnp.full(q.shape, -500.0), jnp.full(q.shape, 500.0)
-    return jax.lax.fori_loop(0, 80, halve, ends)[0]
-
-
 def flow_errors(process: Process, method: Method, sizes: Sequence[int]) -> list[float]:
     """Return the largest error against the exact flow map for each number of steps."""
     mixture = make_mixture()
@@ -114,25 +100,22 @@ def pad(ts: Array, sizes: Sequence[int]) -> Array:
 def distances(
     process: Process, method: Method, sizes: Sequence[int], seed: int, num: int
 ) -> list[float]:
-    """Return the Wasserstein-1 distance of samples from the mixture for each number of steps."""
+    """Return the Wasserstein-1 distance of samples from the mixture for each number of steps.
+
+    They start from evenly spaced quantiles of the prior, so that all randomness is the method's.
+    """
     mixture = make_mixture()
-    exact = quantile(mixture, processes.edm(), jnp.asarray(0.0), (jnp.arange(num) + 0.5) / num)
-    key_start, key_path = jax.random.split(jax.random.key(seed))
-    x_T = process.prior_sample(key_start, (num, 1))  # noqa: N806
+    q = (jnp.arange(num) + 0.5) / num
+    exact = quantile(mixture, processes.edm(), jnp.asarray(0.0), q)
+    start = method.start(process)
+    x_T = process.sigma(process.t_max) * ndtri(q)[:, None]  # noqa: N806
 
     @jax.jit
     def draw(ts: Array) -> Array:
         made = method.make(process, mixture.denoiser(process))
-        return jnp.abs(jnp.sort(sample(key_path, made, x_T, ts)[:, 0]) - exact).mean()
+        return jnp.abs(jnp.sort(sample(jax.random.key(seed), made, x_T, ts)[:, 0]) - exact).mean()
 
-    start = method.start(process)
     return [float(draw(pad(timesteps.quadratic(process, n, t_start=start), sizes))) for n in sizes]
-
-
-def make_mixture() -> Mixture:
-    """Return the data: two Gaussians in one dimension."""
-    means, variances = jnp.array(MEANS)[:, None], jnp.array(VARIANCES)[:, None, None]
-    return Mixture(jnp.array(WEIGHTS), means, variances)
 
 
 def mixture(run_dir: str, preset: Literal["full", "smoke"] = "full", seed: int = 0) -> None:
@@ -143,51 +126,69 @@ def mixture(run_dir: str, preset: Literal["full", "smoke"] = "full", seed: int =
         preset: How many samplers, steps and draws.
         seed: Of the noise.
     """
+    config = {"experiment": "solvers mixture", "preset": preset, "seed": seed}
+    directory = command.open_run(run_dir, config)
+    if directory is None:
+        return
+    full = preset == "full"
+    methods = {name: METHODS[name] for name in (METHODS if full else SMOKE)}
+    methods.pop("adaptive", None)  # its calls do not follow from the grid
+    published = {"dpm_solver_pp_3 as published": Method(published_3m, 2)} if full else {}
+    num = 10_000 if full else 2_000
     with jax.enable_x64(True):
-        full = preset == "full"
-        sizes = SIZES[preset]
-        methods = {name: METHODS[name] for name in (METHODS if full else SMOKE)}
-        methods.pop("adaptive", None)  # its calls do not follow from the grid
-        extra = {"dpm_solver_pp_3 as published": Method(published_3m, 2)} if full else {}
         rows: list[Row] = []
-        for process_name in PROCESSES if full else ["vp"]:
-            process = PROCESSES[process_name]()
-            for name, method in (methods | extra).items():
-                if process_name == "flow" and name in extra:
-                    continue  # it has no limit at an infinite step
-                row: Callable[..., Row] = functools.partial(
-                    dict, process=process_name, sampler=name
-                )
-                if method.order is not None:
-                    errors = flow_errors(process, method, sizes)
-                    order = math.log2(errors[-2] / errors[-1])
-                    for n, error in zip(sizes, errors, strict=True):
-                        calls = method.calls(n, to_data=False)
-                        rows.append(row(steps=n, calls=calls, error=error, order=order))
-                if process_name == "vp" and name not in extra:
-                    few = [n for n in sizes if n <= 64]
-                    for n, distance in zip(
-                        few,
-                        distances(process, method, few, seed, 10_000 if full else 2_000),
-                        strict=True,
-                    ):
-                        rows.append(row(steps=n, calls=method.calls(n), distance=distance))
-        expected = {name: method.order for name, method in (methods | extra).items()}
-        floor = draw_floor(seed, 10_000 if full else 2_000)
-        directory = Path(run_dir)
-        write_csv(
-            directory, rows, ("process", "sampler", "steps", "calls", "error", "order", "distance")
+        for name in PROCESSES if full else ["vp"]:
+            infinite_step = name == "flow"  # of which the published update has no limit
+            for sampler, method in (methods | ({} if infinite_step else published)).items():
+                rows += errors_by_calls(name, sampler, method, SIZES[preset])
+        for sampler, method in methods.items():
+            sizes = [n for n in SIZES[preset] if n <= FEW]
+            found = distances(PROCESSES["vp"](), method, sizes, seed, num)
+            rows += [
+                Row(process="vp", sampler=sampler, steps=n, calls=method.calls(n), distance=value)
+                for n, value in zip(sizes, found, strict=True)
+            ]
+        floor = draw_floor(seed, num)
+    columns = ("process", "sampler", "steps", "calls", "error", "order", "distance")
+    write_csv(directory / "results.csv", rows, columns)
+    expected = {name: method.order for name, method in (methods | published).items()}
+    solvers_report.write_mixture(directory, rows, expected, floor)
+    print(f"Report: {directory / command.REPORT}")
+
+
+def errors_by_calls(
+    process_name: str, sampler: str, method: Method, sizes: Sequence[int]
+) -> list[Row]:
+    """Return a row for each number of steps: the error against the exact flow, if it follows it."""
+    if method.order is None:
+        return []
+    errors = flow_errors(PROCESSES[process_name](), method, sizes)
+    order = math.log2(errors[-2] / errors[-1])
+    return [
+        Row(
+            process=process_name,
+            sampler=sampler,
+            steps=n,
+            calls=method.calls(n, to_data=False),
+            error=error,
+            order=order,
         )
-        solvers_report.write_mixture(directory, rows, expected, floor)
-    print(f"Report: {directory / 'report.md'}")
+        for n, error in zip(sizes, errors, strict=True)
+    ]
 
 
-def draw_floor(seed: int, num: int) -> float:
-    """Return the Wasserstein-1 distance of so many exact draws from the mixture."""
+def draw_floor(seed: int, num: int, repeats: int = 20) -> tuple[float, float]:
+    """Return mean and spread of the Wasserstein-1 distance of so many exact draws."""
     mixture = make_mixture()
-    draws = jnp.sort(mixture.sample(jax.random.key(seed + 1), num)[:, 0])
     exact = quantile(mixture, processes.edm(), jnp.asarray(0.0), (jnp.arange(num) + 0.5) / num)
-    return float(jnp.abs(draws - exact).mean())
+
+    @jax.jit
+    def distance(key: Key) -> Array:
+        return jnp.abs(jnp.sort(mixture.sample(key, num)[:, 0]) - exact).mean()
+
+    keys = jax.random.split(jax.random.key(seed + 1), repeats)
+    found = np.array([float(distance(key)) for key in keys])
+    return float(found.mean()), float(found.std(ddof=1))
 
 
 def digits_run(
@@ -203,60 +204,57 @@ def digits_run(
     """
     from sklearn.svm import SVC
 
-    full = preset == "full"
-    config, restored = digits.restore(Path(trained_run))
+    config, restored = digits.restore(Path(trained_run), option="--trained-run")
     train, held_out = (open_images(config, split) for split in ("train", "test"))
-    model, params = build_model(config, train), restored.state["ema"]
-    labels = np.arange(512 if full else 16) % (train.num_classes or 1)
-    key = jax.random.key(seed)
     if train.labels is None or held_out.labels is None:
         raise command.Refusal(f"--trained-run {trained_run} has images without labels to read.")
-    scaled = {"train": flat(train), "held": flat(held_out)}
-    reader = SVC(gamma="scale").fit(scaled["train"], train.labels)
+    asked = {"experiment": "solvers digits", "preset": preset, "seed": seed}
+    trained = {"hash": config_hash(to_record(config), free=FREE), "step": restored.step}
+    directory = command.open_run(run_dir, asked | {"trained_run": trained})
+    if directory is None:
+        return
+    full = preset == "full"
+    model, params = build_model(config, train), restored.state["ema"]
+    labels = np.arange(512 if full else 16) % (train.num_classes or 1)
+    real, held = flat(train), flat(held_out)
+    reader = SVC(gamma="scale").fit(real, train.labels)
 
     def draw(name: str, num_steps: int) -> np.ndarray:
         generate = make_generator(model, train.shape, name, num_steps)
-        return generate(params, key, labels)[0].reshape(len(labels), -1)
+        x0, _ = generate(params, jax.random.key(seed), labels)
+        return x0.reshape(len(labels), -1)
 
-    reference = draw("unipc_3", 400 if full else 8)
+    reference = draw("unipc_3", 200 if full else 8)
     rows: list[Row] = []
     for name in METHODS if full else SMOKE:
         method = METHODS[name]
+        own_steps = name == "adaptive"
         for n in (5, 10, 20, 50) if full else (4,):
             x = draw(name, n)
-            row: Row = {"sampler": name, "steps": n, "calls": method.calls(n)}
-            row["readable"] = float((reader.predict(x) == labels).mean())
-            row["frechet"] = solvers_report.frechet(x, scaled["held"])
-            if method.order is not None and not method.needs_signal:
+            row = Row(sampler=name, readable=float((reader.predict(x) == labels).mean()))
+            row["frechet"] = solvers_report.frechet(x, held)
+            row |= {} if own_steps else {"steps": n, "calls": method.calls(n)}
+            if (method.order is not None or own_steps) and not method.needs_signal:
                 row["error"] = float(np.sqrt(np.mean((x - reference) ** 2)))
             rows.append(row)
-            if name == "adaptive":
-                break  # the grid does not matter to it
+            if own_steps:
+                break
+    order = np.random.default_rng(seed).permutation(len(real))
+    as_many = order[: len(order) // len(labels) * len(labels)].reshape(-1, len(labels))
     limits = {
-        "readable": float((reader.predict(scaled["held"]) == held_out.labels).mean()),
-        "frechet": solvers_report.frechet(scaled["train"], scaled["held"]),
+        "readable": float((reader.predict(held) == held_out.labels).mean()),
+        "frechet": float(np.mean([solvers_report.frechet(real[part], held) for part in as_many])),
     }
-    directory = Path(run_dir)
-    write_csv(directory, rows, ("sampler", "steps", "calls", "error", "readable", "frechet"))
+    columns = ("sampler", "steps", "calls", "error", "readable", "frechet")
+    write_csv(directory / "results.csv", rows, columns)
     solvers_report.write_digits(directory, rows, limits, config.num_steps, len(labels))
-    print(f"Report: {directory / 'report.md'}")
+    print(f"Report: {directory / command.REPORT}")
 
 
 def flat(images: data.Images) -> np.ndarray:
     """Return images as rows of numbers in [-1, 1]."""
     values = data.centers(jnp.asarray(images.levels), images.num_levels)
     return np.asarray(values).reshape(len(images), -1)
-
-
-def write_csv(directory: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Write results.csv, numbers to six digits."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "results.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        for row in rows:
-            values = [row.get(column, "") for column in columns]
-            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
 
 
 def main(argv: list[str]) -> int:

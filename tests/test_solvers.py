@@ -69,7 +69,7 @@ def test_a_sampler_of_ones_own_beside_the_librarys(capsys):
     lines = capsys.readouterr().out.splitlines()[1:]
     errors = {tuple(line.split()[:2]): float(line.split()[-1]) for line in lines}
     for network in ("function", "linen", "equinox"):
-        assert errors[network, "midpoint"] < 3e-3
+        assert errors[network, "midpoint"] < 6e-3
         assert errors[network, "unipc"] < errors[network, "dpm_solver_pp"]
 
 

@@ -89,7 +89,11 @@ def read_record(run_dir: Path) -> dict[str, Any] | None:
 
 
 def reconcile(
-    run_dir: Path, config: Mapping[str, Any], *, free: Collection[str], grows: str
+    run_dir: Path,
+    config: Mapping[str, Any],
+    *,
+    free: Collection[str] = (),
+    grows: str | None = None,
 ) -> dict[str, Any]:
     """Return the config to run with: the asked one, where the directory's own run allows it.
 
@@ -99,7 +103,7 @@ def reconcile(
         run_dir: may not exist yet.
         config: what is asked for.
         free: fields that may differ.
-        grows: the field that may be larger than it was.
+        grows: the field, if any, that may be larger than it was.
 
     Raises:
         RunError: if the directory belongs to another config, names the differing fields.
@@ -119,7 +123,7 @@ def reconcile(
         for name in sorted(asked.keys() | old.keys())
         if name not in free and asked.get(name) != old.get(name) and name != grows
     ]
-    if asked[grows] < old.get(grows, asked[grows]):
+    if grows is not None and asked[grows] < old.get(grows, asked[grows]):
         differing.append(grows)
     if differing:
         fields = "\n".join(
@@ -133,7 +137,7 @@ def reconcile(
     return asked
 
 
-def write_record(run_dir: Path, config: Mapping[str, Any], *, free: Collection[str]) -> None:
+def write_record(run_dir: Path, config: Mapping[str, Any], *, free: Collection[str] = ()) -> None:
     """Write `config.json`: the config, its hash and the environment, unless it is there already.
 
     Raises:

@@ -1,0 +1,24 @@
+"""Results as files: CSV for programs, Markdown for readers."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Write rows, numbers to six digits and what a row lacks left empty."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            values = [row.get(column, "") for column in columns]
+            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
+
+
+def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    lines = [[str(cell) for cell in row] for row in (header, ["---"] * len(header), *rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
