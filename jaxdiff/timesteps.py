@@ -229,6 +229,22 @@ def stratified(num_rows: int, key: Key) -> Array:
     return 1.0 - u
 
 
+def draw_at(t: Any) -> Draw:
+    """Draw the same time for every example, to learn one noise level; 0 for data without noise.
+
+    Raises:
+        ValueError: if `t` is known and negative or not finite.
+    """
+    known = numerics.concrete(t)
+    if known is not None and not (np.isfinite(known) and known >= 0):
+        raise ValueError(f"`t` must be finite and at least 0; got {t}.")
+
+    def draw(key: Key, process: Process, num_rows: int) -> Array:
+        return jnp.full(num_rows, t, float)
+
+    return draw
+
+
 def draw_uniform() -> Draw:
     """Draw times independently and uniformly from (0, t_max]."""
 

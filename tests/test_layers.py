@@ -13,8 +13,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYER = {
     **dict.fromkeys(("typing", "numerics"), 0),
     "processes": 1,
-    **dict.fromkeys(("forward", "predictions", "probability_flow", "timesteps", "weightings"), 2),
+    **dict.fromkeys(("forward", "predictions", "probability_flow", "timesteps"), 2),
+    **dict.fromkeys(("variational", "weightings"), 2),
     **dict.fromkeys(("mixtures", "denoisers", "guidance", "losses", "samplers", "likelihood"), 3),
+    "metrics": 3,
     **dict.fromkeys(("nn", "data", "training", "plotting"), 4),
     "__init__": 5,
 }

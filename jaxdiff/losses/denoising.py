@@ -10,10 +10,8 @@ An error in one kind of prediction is a known multiple of the error in any other
 divided by a small number, and `loss_on` and the weighting become one factor of it.
 """
 
-import jax
-import jax.numpy as jnp
-
-from jaxdiff import forward, numerics, predictions, timesteps, weightings
+from jaxdiff import predictions, timesteps, weightings
+from jaxdiff.losses import noised
 from jaxdiff.processes import Process
 from jaxdiff.typing import Apply, Array, Batch, Key, LossFn, PyTree
 
@@ -55,48 +53,29 @@ def denoising(
             when called, if the network changes the shape of its input.
         TypeError: when called, if ``batch["x0"]`` holds integers.
     """
-    predictions.check_kind("prediction", prediction)
-    loss_on = prediction if loss_on is None else loss_on
-    predictions.check_kind("loss_on", loss_on)
-    weighting = weightings.simple() if weighting is None else weighting
+    dropping = noised.Dropping(drop_cond, null_cond)
+    weight = noised.weight(prediction, prediction, loss_on, weighting)
+    return regression(apply, process, prediction, weight, times, dropping)
+
+
+def regression(
+    apply: Apply,
+    process: Process,
+    prediction: str,
+    weight: noised.Weight,
+    times: timesteps.Draw | None,
+    dropping: noised.Dropping,
+    couple: noised.Couple | None = None,
+) -> LossFn:
+    """Make the loss that :func:`denoising` and flow matching are, with any coupling."""
     times = timesteps.draw_stratified() if times is None else times
-    if not 0.0 <= drop_cond <= 1.0:
-        raise ValueError(f"`drop_cond` must lie in [0, 1]; got {drop_cond}.")
-    if drop_cond > 0.0 and null_cond is None:
-        raise ValueError("`null_cond` must say what replaces the conditioning that is dropped.")
-    weighted = loss_on if weighting.on is None else weighting.on
+    dropping.check()
 
     def loss_fn(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        x0 = numerics.as_float(batch["x0"], "x0")
-        cond = batch.get("cond")
-        key_time, key_eps, key_drop, key_network = jax.random.split(key, 4)
-        t = times(key_time, process, x0.shape[0]).astype(x0.dtype)
-        x_t, eps = forward.perturb(key_eps, process, x0, t)
-        if drop_cond > 0.0:
-            cond = _drop(key_drop, cond, null_cond, drop_cond, x0.shape[0])
-        output = apply(params, x_t, t, cond, key=key_network)
-        if output.shape != x0.shape:
-            raise ValueError(
-                f"`apply` must return the shape of x0, {x0.shape}; got {output.shape}."
-            )
-        target = predictions.from_pair(process, prediction, x0, eps, t)
-        error = (output.astype(x0.dtype) - target).reshape(x0.shape[0], -1)
-        squared_error = jnp.mean(error**2, axis=1)
-        scale = predictions.error_ratio(process, weighted, prediction, t)
-        loss = weighting.weight(process, t) * scale**2 * squared_error
+        drawn = noised.add_noise(key, process, batch, times, dropping, couple)
+        target = predictions.from_pair(process, prediction, drawn.x0, drawn.eps, drawn.t)
+        squared_error = noised.row_mean((drawn.evaluate(apply, params) - target) ** 2)
+        loss = weight.at(process, drawn.t) * squared_error
         return loss, {"loss": loss, "squared_error": squared_error}
 
     return loss_fn
-
-
-def _drop(key: Key, cond: PyTree, null_cond: PyTree, rate: float, num_rows: int) -> PyTree:
-    """Replace each row's conditioning by the null one with probability `rate`."""
-    if cond is None:
-        raise ValueError('`drop_cond` needs conditioning: batch["cond"] is missing.')
-    dropped = numerics.uniform(key, num_rows) < rate
-
-    def choose(value: Array, null: Array) -> Array:
-        mask = dropped.reshape((-1,) + (1,) * (value.ndim - 1))
-        return jnp.where(mask, jnp.asarray(null, value.dtype), value)
-
-    return jax.tree.map(choose, cond, null_cond)
