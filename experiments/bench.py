@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import optax
 
 from experiments import command
+from experiments.fitting import build_optimizer
 from experiments.image_model import (
     PRESETS,
     Config,
     Model,
     build_loss,
     build_model,
-    build_optimizer,
     open_images,
 )
 from experiments.methods import METHODS

@@ -1,6 +1,7 @@
 """What every experiment's command line shares: subcommands, presets, refusals."""
 
 import contextlib
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,8 +56,24 @@ def preset_of(argv: Sequence[str], presets: Mapping[str, Any]) -> Any:
     return presets.get(name, next(iter(presets.values())))
 
 
-def run(name: str, commands: Mapping[str, Callable[..., None]], argv: Sequence[str]) -> int:
-    """Run the subcommand that `argv` asks for; return the exit code.
+def check_bounds(config: Any, bounds: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse a config with a number outside its bounds, or one that is not finite."""
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if not (low <= value <= high and math.isfinite(value)):
+            limits = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"at least {low:g}"
+            raise Refusal(f"--{name.replace('_', '-')} must be {limits}; got {value}.")
+    decay_steps = getattr(config, "decay_steps", None)
+    if decay_steps is not None and decay_steps < 1:
+        raise Refusal(f"--decay-steps must be at least 1; got {decay_steps}.")
+
+
+def run(
+    name: str,
+    commands: Callable[..., None] | Mapping[str, Callable[..., None]],
+    argv: Sequence[str],
+) -> int:
+    """Run a command, or the subcommand that `argv` asks for; return the exit code.
 
     A refusal prints a few lines and gives 1, a stop by a signal gives `STOPPED_EXIT_CODE`;
     an internal error keeps its traceback.
@@ -65,9 +82,11 @@ def run(name: str, commands: Mapping[str, Callable[..., None]], argv: Sequence[s
 
     warnings.filterwarnings("ignore", module="tyro")
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            dict(commands), prog=f"python -m experiments.{name}", args=list(argv)
-        )
+        prog = f"python -m experiments.{name}"
+        if callable(commands):
+            tyro.cli(commands, prog=prog, args=list(argv))
+        else:
+            tyro.extras.subcommand_cli_from_dict(dict(commands), prog=prog, args=list(argv))
     except Stopped as stopped:
         print(f"{stopped} Run the same command to go on.", file=sys.stderr)
         return STOPPED_EXIT_CODE

@@ -12,24 +12,21 @@ to the same images.
 import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments import command, digits_report
+from experiments import command, digits_report, fitting
 from experiments.command import Refusal, refusing
 from experiments.image_model import (
-    FREE,
     PRESETS,
     Config,
     build_loss,
     build_model,
-    build_optimizer,
     check,
     from_record,
     make_generator,
@@ -38,11 +35,10 @@ from experiments.image_model import (
     to_record,
 )
 from experiments.methods import MethodName
-from jaxdiff import data, plotting, training
-from jaxdiff.training import loop, parallel
+from jaxdiff import data, plotting
 from jaxdiff.training import run as runs
-from jaxdiff.training.checkpoint import Checkpoints, Restored
-from jaxdiff.typing import PyTree
+from jaxdiff.training.checkpoint import Restored
+from jaxdiff.typing import Batch, PyTree
 
 
 def train(
@@ -62,55 +58,34 @@ def train(
     del preset  # it has chosen the defaults of config
     directory = Path(run_dir)
     check(config)
-    config = from_record(runs.reconcile(directory, to_record(config), free=FREE, grows="num_steps"))
+    config = from_record(
+        runs.reconcile(directory, to_record(config), free=fitting.FREE, grows="num_steps")
+    )
     images = open_images(config, "train")
-    with contextlib.closing(open_checkpoints(directory)) as checkpoints:
-        params = fit(config, images, directory, checkpoints, progress=not quiet)
+    params = fit(config, images, directory, progress=not quiet)
     if not (directory / command.REPORT).exists():
         digits_report.write(config, params, directory)
     print(f"Report: {directory / command.REPORT}")
 
 
-def fit(
-    config: Config,
-    images: data.Images,
-    directory: Path,
-    checkpoints: Checkpoints,
-    *,
-    progress: bool,
-) -> PyTree:
+def fit(config: Config, images: data.Images, directory: Path, *, progress: bool) -> PyTree:
     """Train what is left of a run; return the averaged parameters."""
     model = build_model(config, images)
-    optimizer = build_optimizer(config)
-    state = training.init(model.params, optimizer, ema_decay=config.ema_decay)
-    restored = checkpoints.restore(target=state)
-    if restored is not None:
-        state = jax.tree.map(jnp.array, restored.state)  # copies, which the loop may donate
-    start = int(state.step)
-    if start >= config.num_steps:
-        return state.ema
-    with refusing(ValueError):
-        batches = data.batches(images, config.batch_size, seed=config.seed, start_step=start)
-    update = training.make_update(
-        build_loss(config, model, images.num_levels), optimizer, ema_decay=config.ema_decay
+
+    def batches_from(step: int) -> Iterator[Batch]:
+        with refusing(ValueError):
+            return data.batches(images, config.batch_size, seed=config.seed, start_step=step)
+
+    return fitting.fit(
+        directory,
+        config,
+        to_record(config),
+        model.params,
+        build_loss(config, model, images.num_levels),
+        batches_from,
+        report=command.REPORT,
+        progress=progress,
     )
-    runs.write_record(directory, to_record(config), free=FREE)
-    (directory / command.REPORT).unlink(missing_ok=True)  # that of fewer steps
-    with contextlib.closing(runs.MetricsLog(directory / runs.METRICS, after=start)) as log:
-        state = loop.fit(
-            state,
-            parallel.jit(update, donate=True),
-            jax.random.key(config.seed),
-            batches,
-            num_steps=config.num_steps,
-            checkpoints=checkpoints,
-            config=to_record(config),
-            log=log,
-            log_every=config.log_every,
-            checkpoint_every=config.checkpoint_every,
-            progress=progress,
-        )
-    return state.ema
 
 
 def sample(
@@ -165,15 +140,10 @@ def evaluate(run_dir: str, exact: bool = False) -> None:
     print((directory / command.REPORT).read_text())
 
 
-def open_checkpoints(directory: Path) -> Checkpoints:
-    """Name the run's checkpoints; touches nothing."""
-    return Checkpoints(directory / runs.CHECKPOINTS)
-
-
 def restore(directory: Path, option: str = "--run-dir") -> tuple[Config, Restored]:
     """Return the config and the newest sound checkpoint of a run, or refuse."""
     record = runs.read_record(directory)
-    with contextlib.closing(open_checkpoints(directory)) as checkpoints:
+    with contextlib.closing(fitting.open_checkpoints(directory)) as checkpoints:
         restored = None if record is None else checkpoints.restore()
     if record is None or restored is None:
         raise Refusal(

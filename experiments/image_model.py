@@ -9,10 +9,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
-from experiments.command import Refusal, refusing
+from experiments.command import Refusal, check_bounds, refusing
 from experiments.methods import METHODS
 from jaxdiff import (
     data,
@@ -42,6 +41,7 @@ WEIGHTINGS: dict[str, Callable[[], weightings.Weighting]] = {
     "edm": weightings.edm,
     "likelihood": weightings.likelihood,
 }
+ProcessName = Literal["cosine", "vp", "sub_vp", "flow", "ddpm", "edm", "ve"]
 Kind = Literal["x0", "eps", "v", "score", "velocity"]
 
 CHUNK = 256
@@ -66,7 +66,7 @@ class Config:
     """Side of the DiT's patches."""
     dropout: float = 0.0
     """Dropout rate of the network."""
-    process: Literal["cosine", "vp", "sub_vp", "flow", "ddpm", "edm", "ve"] = "cosine"
+    process: ProcessName = "cosine"
     """Forward process."""
     prediction: Kind = "v"
     """What the network predicts."""
@@ -114,9 +114,6 @@ class Config:
     """Updates between logged ones."""
 
 
-FREE = ("num_steps", "data_dir", "checkpoint_every", "log_every")
-"""Fields outside the hash."""
-
 PRESETS = {
     "full": Config(),
     "smoke": Config(
@@ -143,23 +140,12 @@ def check(config: Config) -> None:
     bounds |= dict.fromkeys(("seed", "warmup_steps", "weight_decay"), (0, math.inf))
     bounds |= dict.fromkeys(("ema_decay", "drop_cond", "dropout"), (0, 1))
     bounds |= dict.fromkeys(("learning_rate", "clip_norm", "eval_tolerance"), (1e-12, 1e12))
-    for name, (low, high) in bounds.items():
-        value = getattr(config, name)
-        if not (low <= value <= high and math.isfinite(value)):
-            limits = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"at least {low:g}"
-            raise Refusal(f"{option(name)} must be {limits}; got {value}.")
-    if config.decay_steps is not None and config.decay_steps < 1:
-        raise Refusal(f"--decay-steps must be at least 1; got {config.decay_steps}.")
+    check_bounds(config, bounds)
     if not config.log_snr_low < config.log_snr_high:
         raise Refusal(
             "--log-snr-low must be below --log-snr-high; "
             f"got {config.log_snr_low} and {config.log_snr_high}."
         )
-
-
-def option(name: str) -> str:
-    """Return the command-line option of a field."""
-    return f"--{name.replace('_', '-')}"
 
 
 def to_record(config: Config) -> dict[str, Any]:
@@ -287,22 +273,6 @@ def build_loss(config: Config, model: Model, num_levels: int) -> LossFn:
         return denoising(params, key_loss, {**batch, "x0": x0})
 
     return loss_fn
-
-
-def build_optimizer(config: Config) -> optax.GradientTransformation:
-    """AdamW with warm-up, cosine decay to a hundredth, and clipped gradients."""
-    decay_steps = config.decay_steps or config.num_steps
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0,
-        config.learning_rate,
-        min(config.warmup_steps, decay_steps - 1),
-        decay_steps,
-        0.01 * config.learning_rate,
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay),
-    )
 
 
 def make_generator(

@@ -20,11 +20,12 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 from experiments import command, digits, solvers_report
-from experiments.image_model import FREE, build_model, make_generator, open_images, to_record
+from experiments.fitting import FREE
+from experiments.image_model import build_model, make_generator, open_images, to_record
 from experiments.methods import METHODS, Method
 from experiments.one_dimension import make_mixture, quantile
 from experiments.tables import write_csv
-from jaxdiff import data, processes, sample, timesteps
+from jaxdiff import data, metrics, processes, sample, timesteps
 from jaxdiff.processes import Process
 from jaxdiff.samplers import Sampler
 from jaxdiff.training.run import config_hash
@@ -232,7 +233,7 @@ def digits_run(
         for n in (5, 10, 20, 50) if full else (4,):
             x = draw(name, n)
             row = Row(sampler=name, readable=float((reader.predict(x) == labels).mean()))
-            row["frechet"] = solvers_report.frechet(x, held)
+            row["frechet"] = metrics.frechet(x, held)
             row |= {} if own_steps else {"steps": n, "calls": method.calls(n)}
             if (method.order is not None or own_steps) and not method.needs_signal:
                 row["error"] = float(np.sqrt(np.mean((x - reference) ** 2)))
@@ -243,7 +244,7 @@ def digits_run(
     as_many = order[: len(order) // len(labels) * len(labels)].reshape(-1, len(labels))
     limits = {
         "readable": float((reader.predict(held) == held_out.labels).mean()),
-        "frechet": float(np.mean([solvers_report.frechet(real[part], held) for part in as_many])),
+        "frechet": float(np.mean([metrics.frechet(real[part], held) for part in as_many])),
     }
     columns = ("sampler", "steps", "calls", "error", "readable", "frechet")
     write_csv(directory / "results.csv", rows, columns)

@@ -4,28 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from experiments.command import REPORT
 from experiments.tables import markdown
 
 Row = Mapping[str, Any]
 STYLES, MARKERS = ("-", "--", "-.", ":"), "osD^v<>pXP"
-
-
-def frechet(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the Frechet distance of Gaussians fitted to two sets of rows.
-
-    Source: Dowson & Landau 1982, eq. 4, as used by Heusel et al. 2017 (arXiv:1706.08500), eq. 6.
-    """
-    covariances = [np.cov(rows, rowvar=False) for rows in (x, y)]
-    # tr sqrt(A B) = tr sqrt(sqrt(A) B sqrt(A)), and that matrix is symmetric
-    values, vectors = np.linalg.eigh(covariances[0])
-    root = vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
-    values = np.linalg.eigvalsh(root @ covariances[1] @ root)
-    overlap = 2.0 * np.sqrt(np.maximum(values, 0.0)).sum()
-    gap = ((x.mean(0) - y.mean(0)) ** 2).sum()
-    return float(gap + np.trace(covariances[0]) + np.trace(covariances[1]) - overlap)
 
 
 class Panel(NamedTuple):

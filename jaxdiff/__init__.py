@@ -1,9 +1,9 @@
 """Diffusion models in JAX: every number checked against an exact answer.
 
 ``import jaxdiff`` gives the core, which imports JAX and NumPy alone: processes, forward,
-predictions, timesteps, weightings, mixtures, denoisers, guidance, losses, samplers, likelihood.
-``jaxdiff.nn``, ``jaxdiff.data`` and ``jaxdiff.training`` are imported by name and need the extra
-``[train]``.
+predictions, timesteps, weightings, mixtures, denoisers, guidance, losses, samplers, likelihood,
+metrics. ``jaxdiff.nn``, ``jaxdiff.data`` and ``jaxdiff.training`` are imported by name and need
+the extra ``[train]``.
 """
 
 from jaxdiff import (
@@ -12,6 +12,7 @@ from jaxdiff import (
     guidance,
     likelihood,
     losses,
+    metrics,
     mixtures,
     numerics,
     predictions,
@@ -34,6 +35,7 @@ __all__ = [
     "guidance",
     "likelihood",
     "losses",
+    "metrics",
     "mixtures",
     "numerics",
     "predictions",

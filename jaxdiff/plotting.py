@@ -62,7 +62,8 @@ def save_animation(path: Path, frames: np.ndarray, *, num_columns: int = 5) -> N
     sheets[0].save(path, save_all=True, append_images=sheets[1:], duration=durations, loop=0)
 
 
-def _figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:
+    """Return a figure of so many inches and its axes, as `matplotlib.pyplot.subplots` does."""
     import matplotlib
 
     matplotlib.use("Agg", force=False)
@@ -71,7 +72,8 @@ def _figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:
     return plt.subplots(figsize=(width, height), layout="constrained", **options)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Save and close a figure; the same picture is the same file."""
     import matplotlib.pyplot as plt
 
     # No creation date and no version among the metadata: the same figure is the same file.
@@ -93,7 +95,7 @@ def save_by_class(
     """
     num_classes, height = len(real), real.shape[2] + 1
     widths = [images.shape[1] for images in (real, drawn)]
-    figure, axes = _figure(
+    figure, axes = new_figure(
         0.42 * sum(widths) + 1.2, 0.42 * num_classes + 0.8, ncols=2, width_ratios=widths
     )
     for axis, images, label in zip(axes, (real, drawn), ("real, held out", "drawn"), strict=True):
@@ -106,7 +108,7 @@ def save_by_class(
         axis.spines[:].set_visible(False)
     axes[0].set_ylabel("class", color=MUTED)
     figure.suptitle(title, fontsize=12, color=INK)
-    _save(figure, path)
+    save(figure, path)
 
 
 def save_strip(
@@ -122,7 +124,7 @@ def save_strip(
         caption: below, what the labels are.
     """
     num_times, num_images = frames.shape[:2]
-    figure, axis = _figure(0.72 * num_times + 0.4, 0.72 * num_images + 1.1)
+    figure, axis = new_figure(0.72 * num_times + 0.4, 0.72 * num_images + 1.1)
     rows = frames.swapaxes(0, 1).reshape(-1, *frames.shape[2:])
     axis.imshow(tile(rows, num_times))
     width = frames.shape[3] + 1
@@ -133,14 +135,14 @@ def save_strip(
     axis.spines[:].set_visible(False)
     axis.set_xlabel(caption, fontsize=10, color=MUTED)
     axis.set_title(title, fontsize=12, color=INK)
-    _save(figure, path)
+    save(figure, path)
 
 
 def save_curve(
     path: Path, steps: Sequence[float], values: Sequence[float], *, title: str, ylabel: str
 ) -> None:
     """Save a curve over training steps, on a logarithmic axis, with a running median."""
-    figure, axis = _figure(6.4, 3.6)
+    figure, axis = new_figure(6.4, 3.6)
     half = max(1, len(values) // 40)
     medians = [np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
     axis.plot(steps, values, color=ACCENT, alpha=0.35, linewidth=1, label="logged batch")
@@ -154,4 +156,4 @@ def save_curve(
     axis.grid(color="#e4e7eb", linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, labelcolor=INK)
-    _save(figure, path)
+    save(figure, path)

@@ -49,8 +49,8 @@ def log_prob(
     *,
     key: Key | None = None,
     num_probes: int | None = None,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    rtol: Any = 1e-5,
+    atol: Any = 1e-5,
     t_min: Any = None,
     max_steps: int = 4096,
 ) -> tuple[Array, Array]:

@@ -62,7 +62,11 @@ class Dropping(NamedTuple):
             raise ValueError("`null_cond` must say what replaces the conditioning that is dropped.")
 
     def drop(self, key: Key, cond: PyTree, num_rows: int) -> PyTree:
-        """Replace each row's conditioning by the null one with probability `rate`."""
+        """Replace each row's conditioning by the null one with probability `rate`.
+
+        Raises:
+            ValueError: if there is none.
+        """
         if self.rate == 0.0:
             return cond
         if cond is None:

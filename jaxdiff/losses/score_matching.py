@@ -104,7 +104,8 @@ def sliced(
 ) -> LossFn:
     """Make sliced score matching, the form of reduced variance: one tangent a projection.
 
-    All else is as :func:`implicit` has it; `num_projections`, at least 1, are averaged.
+    All else is as :func:`implicit` has it; `num_projections`, at least 1, are averaged, fewer are
+    a ValueError.
     """
     _check_num_projections(num_projections)
 
@@ -129,7 +130,8 @@ def finite_difference(
     """Make sliced score matching by finite differences: two evaluations a projection, no tangent.
 
     ||s||^2 is that of the mean of both evaluations. `step`, positive, is h in the units of x_t;
-    the bias is of order step^2. All else is as :func:`sliced` has it.
+    the bias is of order step^2. All else is as :func:`sliced` has it, and a ValueError refuses a
+    step that is not positive.
     """
     _check_num_projections(num_projections)
     known = numerics.concrete(step)

@@ -1,0 +1,260 @@
+"""Learn a distribution in the plane and measure how far the model is from it, exactly.
+
+    python -m experiments.toy2d --target mixture --run-dir runs/toy2d
+    python -m experiments.toy2d --target pinwheel --loss sliced --run-dir runs/pinwheel
+
+Any loss, process and prediction. The likelihood is that of the probability flow with the exact
+divergence; where the target's density is known, the gap to it is taken point by point.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import tyro
+from flax import nnx
+
+from experiments import command, fitting, toy2d_report
+from experiments.command import Refusal, refusing
+from experiments.image_model import PROCESSES, Kind, ProcessName
+from experiments.methods import MethodName
+from experiments.targets import Target, TargetName, make_target
+from jaxdiff import denoisers, losses, nn, timesteps
+from jaxdiff.processes import Process
+from jaxdiff.training import run as runs
+from jaxdiff.typing import Apply, Array, Batch, Denoiser, Key, LossFn, PyTree
+
+LossName = Literal[
+    "denoising",
+    "explicit",
+    "implicit",
+    "sliced",
+    "finite_difference",
+    "flow_matching",
+    "flow_matching_ot",
+    "elbo",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run is."""
+
+    target: TargetName = "mixture"
+    """Distribution to learn."""
+    seed: int = 0
+    """Of everything random: parameters, data, noise, evaluation."""
+    loss: LossName = "denoising"
+    """Loss; explicit needs a target whose score is known."""
+    process: ProcessName = "cosine"
+    """Forward process."""
+    prediction: Kind = "v"
+    """What the network predicts."""
+    loss_on: Kind = "eps"
+    """Whose squared error is averaged."""
+    log_snr_low: float = -8.0
+    """Log-SNR of the noisiest training times."""
+    log_snr_high: float = 9.0
+    """Log-SNR of the cleanest training times, and of the data end of the likelihood."""
+    width: int = 128
+    """Width of the network."""
+    depth: int = 3
+    """Residual blocks of the network."""
+    batch_size: int = 512
+    """Fresh draws an update."""
+    num_steps: int = 5000
+    """Updates in all; a larger number extends a run."""
+    decay_steps: int | None = None
+    """Updates over which the learning rate decays; the first `num_steps` unless given."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 100
+    """Updates over which the learning rate rises."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    ema_decay: float = 0.999
+    """Decay of the moving average of the parameters, which samples and is judged."""
+    eval_points: int = 10_000
+    """Fresh draws that the likelihood is taken of, and samples that are told from draws."""
+    eval_tolerance: float = 1e-3
+    """Relative and absolute tolerance of the likelihood's ODE."""
+    sampler: MethodName = "heun"
+    """Method that draws the samples."""
+    sample_steps: int = 50
+    """Its steps."""
+    grid_size: int = 64
+    """Points a side of the pictures of densities."""
+    checkpoint_every: int = 1000
+    """Updates between checkpoints; the last is always saved."""
+    log_every: int = 50
+    """Updates between logged ones."""
+
+
+PRESETS = {
+    "full": Config(),
+    "smoke": Config(
+        width=16,
+        depth=1,
+        batch_size=64,
+        num_steps=20,
+        warmup_steps=5,
+        eval_points=200,
+        eval_tolerance=1e-2,
+        sample_steps=8,
+        grid_size=12,
+        checkpoint_every=10,
+        log_every=5,
+    ),
+}
+
+
+class Model(NamedTuple):
+    """What a config means.
+
+    Attributes:
+        target: what is learned.
+        process: the forward process.
+        params: initial parameters.
+        apply: the pure network, given times.
+        prediction: what it predicts.
+    """
+
+    target: Target
+    process: Process
+    params: PyTree
+    apply: Apply
+    prediction: str
+
+    def denoiser(self, params: PyTree) -> Denoiser:
+        """Return the denoiser of a network."""
+        return denoisers.from_network(partial(self.apply, params), self.process, self.prediction)
+
+
+def build_model(config: Config) -> Model:
+    """Make target, process and network; refuse what they refuse."""
+    with refusing(ValueError):
+        module = nn.MLP(2, width=config.width, depth=config.depth, rngs=nnx.Rngs(config.seed))
+    params, apply = nn.functional(module)
+    process = PROCESSES[config.process]()
+    apply = nn.on_log_snr(apply, process.log_snr)
+    return Model(make_target(config.target), process, params, apply, config.prediction)
+
+
+def build_loss(config: Config, model: Model) -> LossFn:
+    """Make the loss that a config names."""
+    times = timesteps.draw_log_snr(config.log_snr_low, config.log_snr_high)
+    args = model.apply, model.process
+    options: dict[str, Any] = {"prediction": config.prediction, "times": times}
+    regression = options | {"loss_on": config.loss_on}
+
+    def explicit() -> LossFn:
+        if model.target.mixture is None:
+            raise Refusal(f"--loss explicit needs the score, which --target {config.target} hides.")
+        exact = model.target.mixture.denoiser(model.process)
+        score = denoisers.to_score(model.process, exact)
+        return losses.explicit(*args, score, **regression)
+
+    def elbo() -> LossFn:
+        t_min = model.process.time_of_log_snr(jnp.asarray(config.log_snr_high))
+        return losses.elbo(*args, prediction=config.prediction, t_min=t_min)
+
+    makers: dict[str, Callable[[], LossFn]] = {
+        "denoising": lambda: losses.denoising(*args, **regression),
+        "explicit": explicit,
+        "implicit": lambda: losses.implicit(*args, **regression),
+        "sliced": lambda: losses.sliced(*args, **regression),
+        "finite_difference": lambda: losses.finite_difference(*args, **regression),
+        "flow_matching": lambda: losses.flow_matching(*args, **options),
+        "flow_matching_ot": lambda: losses.flow_matching(
+            *args, **options, coupling="optimal_transport"
+        ),
+        "elbo": elbo,
+    }
+    with refusing(ValueError):
+        return makers[config.loss]()
+
+
+def batches(config: Config, target: Target, start: int) -> Iterator[Batch]:
+    """Yield the draws of each step from `start` on, a function of (seed, step)."""
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+
+    @jax.jit
+    def draw(key: Key, step: Array) -> Array:
+        return target.sample(jax.random.fold_in(key, step), config.batch_size)
+
+    step = start
+    while True:
+        yield {"x0": draw(key, step)}
+        step += 1
+
+
+def check(config: Config) -> None:
+    """Refuse a config whose numbers cannot be meant."""
+    at_least_one = ["batch_size", "num_steps", "width", "depth", "eval_points", "sample_steps"]
+    at_least_one += ["grid_size", "checkpoint_every", "log_every"]
+    positive = ("learning_rate", "clip_norm", "eval_tolerance")
+    bounds = dict.fromkeys(at_least_one, (1.0, math.inf))
+    bounds |= dict.fromkeys(("seed", "warmup_steps", "weight_decay"), (0.0, math.inf))
+    bounds |= dict.fromkeys(positive, (1e-12, 1e12)) | {"ema_decay": (0.0, 1.0)}
+    command.check_bounds(config, bounds)
+    if not config.log_snr_low < config.log_snr_high:
+        raise Refusal(
+            "--log-snr-low must be below --log-snr-high; "
+            f"got {config.log_snr_low} and {config.log_snr_high}."
+        )
+
+
+def main_command(
+    run_dir: str,
+    config: tyro.conf.OmitArgPrefixes[Config],
+    preset: Literal["full", "smoke"] = "full",
+    quiet: bool = False,
+) -> None:
+    """Train a model of a distribution in the plane, or resume it, then judge and draw it.
+
+    Args:
+        run_dir: Folder of the run; the same command on it resumes.
+        config: What the run is.
+        preset: What options not given are.
+        quiet: Show no progress bar.
+    """
+    del preset  # it has chosen the defaults of config
+    check(config)
+    directory = Path(run_dir)
+    asked = dataclasses.asdict(config)
+    record = runs.reconcile(directory, asked, free=fitting.FREE, grows="num_steps")
+    config = dataclasses.replace(
+        Config(**record), decay_steps=record["decay_steps"] or record["num_steps"]
+    )
+    model = build_model(config)
+    params = fitting.fit(
+        directory,
+        config,
+        dataclasses.asdict(config),
+        model.params,
+        build_loss(config, model),
+        partial(batches, config, model.target),
+        report=command.REPORT,
+        progress=not quiet,
+    )
+    if not (directory / command.REPORT).exists():
+        toy2d_report.write(config, model, params, directory)
+    print(f"Report: {directory / command.REPORT}")
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line."""
+    config = command.preset_of(argv, PRESETS)
+    return command.run("toy2d", partial(main_command, config=config), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
