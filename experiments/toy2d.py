@@ -60,7 +60,7 @@ class Config:
     """Whose squared error is averaged."""
     log_snr_low: float = -8.0
     """Log-SNR of the noisiest training times."""
-    log_snr_high: float = 9.0
+    log_snr_high: float = 11.0
     """Log-SNR of the cleanest training times, and of the data end of the likelihood."""
     width: int = 128
     """Width of the network."""
@@ -68,7 +68,7 @@ class Config:
     """Residual blocks of the network."""
     batch_size: int = 512
     """Fresh draws an update."""
-    num_steps: int = 5000
+    num_steps: int = 6000
     """Updates in all; a larger number extends a run."""
     decay_steps: int | None = None
     """Updates over which the learning rate decays; the first `num_steps` unless given."""

@@ -4,7 +4,7 @@ Images come as uint8 (..., H, W, C) with C 1 or 3. Small images are magnified by
 that every pixel stays a square.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,33 @@ def save_animation(path: Path, frames: np.ndarray, *, num_columns: int = 5) -> N
     sheets = [Image.fromarray(magnify(tile(frame, num_columns), factor)) for frame in frames]
     durations = [60] * (len(sheets) - 1) + [1800]
     sheets[0].save(path, save_all=True, append_images=sheets[1:], duration=durations, loop=0)
+
+
+def save_frames(
+    path: Path, draw: Callable[[Any, int], None], num_frames: int, *, ncols: int = 1
+) -> None:
+    """Save a figure that changes as a GIF that pauses on its last frame.
+
+    Args:
+        path: a GIF.
+        draw: (axes, i) draws frame i on cleared axes; a row of them if there are several.
+        num_frames: how many.
+        ncols: axes side by side.
+    """
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    figure, axes = new_figure(3.8 * ncols + 1.0 * (ncols == 1), 3.4, ncols=ncols)
+    frames = []
+    for i in range(num_frames):
+        for axis in np.ravel(axes):
+            axis.clear()
+        draw(axes, i)
+        figure.canvas.draw()
+        frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3]))
+    plt.close(figure)
+    durations = [90] * (num_frames - 1) + [1800]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def new_figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from jaxdiff.typing import Array, Key
 
 def langevin(
     score: Callable[[Array, Array], Array],
-    step_size: float | Callable[[Array], Any],
+    step_size: float | Array | Callable[[Array], Any],
     *,
     noise: Any = 1.0,
 ) -> Sampler:
