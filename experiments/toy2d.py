@@ -62,17 +62,17 @@ class Config:
     """Log-SNR of the noisiest training times."""
     log_snr_high: float = 11.0
     """Log-SNR of the cleanest training times, and of the data end of the likelihood."""
-    width: int = 128
+    width: int = 64
     """Width of the network."""
     depth: int = 3
     """Residual blocks of the network."""
     batch_size: int = 512
     """Fresh draws an update."""
-    num_steps: int = 6000
+    num_steps: int = 14_000
     """Updates in all; a larger number extends a run."""
     decay_steps: int | None = None
     """Updates over which the learning rate decays; the first `num_steps` unless given."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     """Peak learning rate of AdamW."""
     warmup_steps: int = 100
     """Updates over which the learning rate rises."""
@@ -80,7 +80,7 @@ class Config:
     """Decoupled weight decay."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
-    ema_decay: float = 0.999
+    ema_decay: float = 0.9997
     """Decay of the moving average of the parameters, which samples and is judged."""
     eval_points: int = 10_000
     """Fresh draws that the likelihood is taken of, and samples that are told from draws."""
@@ -92,9 +92,9 @@ class Config:
     """Its steps."""
     grid_size: int = 64
     """Points a side of the pictures of densities."""
-    checkpoint_every: int = 1000
+    checkpoint_every: int = 2000
     """Updates between checkpoints; the last is always saved."""
-    log_every: int = 50
+    log_every: int = 100
     """Updates between logged ones."""
 
 

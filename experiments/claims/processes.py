@@ -21,7 +21,6 @@ from jaxdiff.plotting import ACCENT, INK, MUTED, SECOND
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array
 
-DDPM = processes.ddpm()
 DELTA = np.linspace(1e-4, 0.02, 1000)
 """delta_t, the betas of DDPM; gamma_t = 1 - delta_t."""
 
@@ -113,21 +112,21 @@ def decay_keeps_the_variance(ctx: Context) -> Claim:
 
 def steps_compose_to_the_closed_form(ctx: Context) -> Claim:
     """T transitions are q(x_t | x_0) = N(sqrt(gbar_t) x_0, dbar_t I)."""
-    x0 = jnp.ones((1, 1))
+    ddpm, x0 = processes.ddpm(), jnp.ones((1, 1))
 
     @jax.jit
     def compose() -> tuple[Array, Array, Array, Array]:
         def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], tuple]:
             mean, variance = carry
             s, t = i / 1000, (i + 1) / 1000
-            scaled, std = forward.transition(DDPM, mean, s, t)
+            scaled, std = forward.transition(ddpm, mean, s, t)
             ratio = scaled / mean
             new = scaled, ratio**2 * variance + std**2
             return new, new
 
         _, (means, variances) = jax.lax.scan(step, (x0, jnp.zeros((1, 1))), jnp.arange(1000.0))
         times = jnp.arange(1, 1001) / 1000
-        closed = forward.marginal(DDPM, jnp.ones((1000, 1)), times)
+        closed = forward.marginal(ddpm, jnp.ones((1000, 1)), times)
         return means[:, 0, 0], variances[:, 0, 0], closed[0][:, 0], closed[1][:, 0] ** 2
 
     means, variances, closed_means, closed_variances = jax.device_get(compose())
@@ -160,14 +159,15 @@ def steps_compose_to_the_closed_form(ctx: Context) -> Claim:
 
 def the_step_back_undoes_decay_and_noise(ctx: Context) -> Claim:
     """x_{t-1} = x_t + b(t) x_t + a(t) grad log p(x_t): a and b read off the sampler."""
+    ddpm = processes.ddpm()
     times = jnp.arange(2, 1001) / 1000  # the step to t = 0 returns x0_hat
 
     @jax.jit
     @jax.vmap
     def read_off(t: Array) -> tuple[Array, Array]:
         def mean_of(x: Array, score: Array) -> Array:
-            x0_hat = (x + DDPM.variance(t) * score) / DDPM.alpha(t)  # Tweedie
-            mean, _ = forward.posterior(DDPM, x[None], x0_hat[None], t, t - 1e-3)
+            x0_hat = (x + ddpm.variance(t) * score) / ddpm.alpha(t)  # Tweedie
+            mean, _ = forward.posterior(ddpm, x[None], x0_hat[None], t, t - 1e-3)
             return mean[0]
 
         zero, one = jnp.zeros(1), jnp.ones(1)
