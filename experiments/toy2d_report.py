@@ -126,7 +126,7 @@ def negative_elbo(
 
     @jax.jit
     def bound(params: PyTree, x: Array) -> Array:
-        return likelihood.elbo(key, process, model.denoiser(params), x, ts).total
+        return -likelihood.elbo(key, process, model.denoiser(params), x, ts).log_weight
 
     return np.asarray(bound(params, x))
 

@@ -223,7 +223,8 @@ def diffusion_bounds_the_likelihood(ctx: Context) -> Claim:
 
     @jax.jit
     def bound(ts: Array, key: Key) -> tuple[Array, Array]:
-        gap = likelihood.elbo(key, VP, mixture.denoiser(VP), x0, ts).total + mixture.log_prob(x0)
+        found = likelihood.elbo(key, VP, mixture.denoiser(VP), x0, ts)
+        gap = mixture.log_prob(x0) - found.log_weight
         return gap.mean(), gap.std() / math.sqrt(num)
 
     counts = tuple(count for count in counts if count <= longest)

@@ -26,8 +26,9 @@ class Elbo(NamedTuple):
         prior: KL of q(x_T | x0) from the prior; what starting from it loses.
         diffusion: the sum of the steps' KLs.
         reconstruction: minus the decoder's log-probability.
-        log_weight: log of an unbiased estimate of p(x0), from the same chain: its mean is minus
-            the sum of the three in expectation, see :func:`importance_weighted`.
+        log_weight: log of an unbiased estimate of p(x0), from the same chain. In expectation it is
+            minus the sum of the three, and the steadier estimate of the bound: for the exact
+            denoiser its variance vanishes with small steps. See :func:`importance_weighted`.
     """
 
     prior: Array
