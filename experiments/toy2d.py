@@ -68,7 +68,7 @@ class Config:
     """Residual blocks of the network."""
     batch_size: int = 512
     """Fresh draws an update."""
-    num_steps: int = 12_000
+    num_steps: int = 14_000
     """Updates in all; a larger number extends a run."""
     decay_steps: int | None = None
     """Updates over which the learning rate decays; the first `num_steps` unless given."""

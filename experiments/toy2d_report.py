@@ -170,7 +170,7 @@ def draw_density(
 ) -> None:
     """Draw draws of the target, the model's density on the mesh and its samples, side by side."""
     density = density.reshape(config.grid_size, config.grid_size)
-    figure, axes = plotting.new_figure(11.0, 4.2, ncols=3)
+    figure, axes = plotting.new_figure(11.0, 3.6, ncols=3)
     box = (-HALF_WIDTH, HALF_WIDTH)
     for axis, shown, title in (
         (axes[0], held_out, f"{config.target}: draws"),
@@ -180,8 +180,8 @@ def draw_density(
         axis.set_title(title, fontsize=11)
     picture = axes[1].imshow(density, origin="lower", extent=(*box, *box), cmap="magma")
     axes[1].set_title("density of the model, by its likelihood", fontsize=11)
-    figure.colorbar(picture, ax=axes[1], shrink=0.8, label="density")
-    _square(axes)
+    figure.colorbar(picture, ax=axes, shrink=0.75, label="density of the model")
+    _square(axes, "x")
     plotting.save(figure, directory / "density.png")
 
 
@@ -207,15 +207,15 @@ def draw_field(config: "Config", model: "Model", params: PyTree, directory: Path
             shown = axis.quiver(*points.T, *arrows.T, size, cmap="viridis", clim=(0.0, 4.0))
             axis.set_title(f"{name}: score at log-SNR {level:g}", fontsize=11)
     figure.colorbar(shown, ax=axes, shrink=0.7, label="sigma times the score's length")
-    _square(axes)
+    _square(axes, "x / alpha")
     plotting.save(figure, directory / "field.png")
 
 
-def _square(axes: Any) -> None:
+def _square(axes: Any, name: str) -> None:
     for axis in np.ravel(axes):
         axis.set_aspect("equal")
-        axis.set_xlabel("x / alpha, first coordinate", fontsize=9)
-        axis.set_ylabel("second", fontsize=9)
+        axis.set_xlabel(f"{name}, first coordinate", fontsize=9)
+        axis.set_ylabel(f"{name}, second", fontsize=9)
         axis.tick_params(labelsize=8)
 
 

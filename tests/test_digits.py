@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import bench, digits
+from experiments import bench, digits, fitting
 from experiments.image_model import PRESETS, open_images
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -98,7 +98,7 @@ def fit(folder, num_steps):
     config = dataclasses.replace(PRESETS["smoke"], num_steps=num_steps, decay_steps=20)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         images = open_images(config, "train")
-        with contextlib.closing(digits.open_checkpoints(folder)) as checkpoints:
+        with contextlib.closing(fitting.open_checkpoints(folder)) as checkpoints:
             digits.fit(config, images, folder, checkpoints, progress=False)
         return digits.restore(folder)[1]
 

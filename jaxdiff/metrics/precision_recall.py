@@ -85,6 +85,7 @@ class _Balls(NamedTuple):
 
     @classmethod
     def around(cls, rows: np.ndarray, k: int) -> "_Balls":
+        """Return the balls of samples (N, D), each to its k-th neighbour."""
         from sklearn.neighbors import NearestNeighbors
 
         distances, _ = NearestNeighbors(n_neighbors=k).fit(rows).kneighbors()
