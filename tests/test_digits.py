@@ -1,6 +1,5 @@
 """The digits experiment, through its command line."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import bench, digits, fitting
+from experiments import bench, digits
 from experiments.image_model import PRESETS, open_images
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -97,9 +96,7 @@ def fit(folder, num_steps):
     """Train without the report; return the checkpoint."""
     config = dataclasses.replace(PRESETS["smoke"], num_steps=num_steps, decay_steps=20)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        images = open_images(config, "train")
-        with contextlib.closing(fitting.open_checkpoints(folder)) as checkpoints:
-            digits.fit(config, images, folder, checkpoints, progress=False)
+        digits.fit(config, open_images(config, "train"), folder, progress=False)
         return digits.restore(folder)[1]
 
 
