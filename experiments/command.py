@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxdiff.data import NotPreparedError
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import CheckpointError
@@ -43,6 +45,17 @@ def open_run(run_dir: str, config: Mapping[str, Any]) -> Path | None:
         print(f"Report: {directory / REPORT}")
         return None
     return directory
+
+
+@contextlib.contextmanager
+def compiling_for(preset: str) -> Iterator[None]:
+    """Compile fast rather than well in the smoke preset, which compiles more than it runs."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", before or preset == "smoke")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def preset_of(argv: Sequence[str], presets: Mapping[str, Any]) -> Any:

@@ -301,18 +301,19 @@ def families(run_dir: str, preset: Literal["full", "smoke"] = "full", seed: int 
     directory = command.open_run(run_dir, json.loads(json.dumps(asked)))
     if directory is None:
         return
-    key_data, *keys = jax.random.split(jax.random.key(seed), 1 + len(MAKERS))
-    digits = load(key_data)
-    digits = digits._replace(x_held_out=digits.x_held_out[: config.eval_images])
-    pixels = describe(flat(digits.train.levels), digits.train.num_levels)
-    reader = make_reader(config, digits)
-    outcomes = {MIXTURE: fit_mixture(config, digits)}
-    for (name, make), key in zip(MAKERS.items(), keys, strict=True):
-        if preset == "smoke" and name not in SMOKE:
-            continue
-        folder = directory / name.lower().replace(" ", "_")
-        outcomes[name] = fit_network(folder, config, make(config, pixels), digits, key)
-    outcomes[FLOOR] = Outcome({}, {}, flat(digits.train.levels))
+    with command.compiling_for(preset):
+        key_data, *keys = jax.random.split(jax.random.key(seed), 1 + len(MAKERS))
+        digits = load(key_data)
+        digits = digits._replace(x_held_out=digits.x_held_out[: config.eval_images])
+        pixels = describe(flat(digits.train.levels), digits.train.num_levels)
+        reader = make_reader(config, digits)
+        outcomes = {MIXTURE: fit_mixture(config, digits)}
+        for (name, make), key in zip(MAKERS.items(), keys, strict=True):
+            if preset == "smoke" and name not in SMOKE:
+                continue
+            folder = directory / name.lower().replace(" ", "_")
+            outcomes[name] = fit_network(folder, config, make(config, pixels), digits, key)
+        outcomes[FLOOR] = Outcome({}, {}, flat(digits.train.levels))
     rows = [
         {"family": name, **outcome.results, **reader.compare(outcome.drawn)}
         for name, outcome in outcomes.items()

@@ -226,7 +226,6 @@ def main_command(
         preset: What options not given are.
         quiet: Show no progress bar.
     """
-    del preset  # it has chosen the defaults of config
     check(config)
     directory = Path(run_dir)
     asked = dataclasses.asdict(config)
@@ -234,19 +233,20 @@ def main_command(
     config = dataclasses.replace(
         Config(**record), decay_steps=record["decay_steps"] or record["num_steps"]
     )
-    model = build_model(config)
-    params = fitting.fit(
-        directory,
-        config,
-        dataclasses.asdict(config),
-        model.params,
-        build_loss(config, model),
-        partial(batches, config, model.target),
-        report=command.REPORT,
-        progress=not quiet,
-    )
-    if not (directory / command.REPORT).exists():
-        toy2d_report.write(config, model, params, directory)
+    with command.compiling_for(preset):
+        model = build_model(config)
+        params = fitting.fit(
+            directory,
+            config,
+            dataclasses.asdict(config),
+            model.params,
+            build_loss(config, model),
+            partial(batches, config, model.target),
+            report=command.REPORT,
+            progress=not quiet,
+        )
+        if not (directory / command.REPORT).exists():
+            toy2d_report.write(config, model, params, directory)
     print(f"Report: {directory / command.REPORT}")
 
 
