@@ -90,7 +90,7 @@ def train_step(
     bare = bare_step(config, model, optimizer)
 
     def run_ours() -> Iterator[None]:
-        state = training.init(model.params, optimizer, ema_decay=config.ema_decay)
+        state = training.init(model.init_params(), optimizer, ema_decay=config.ema_decay)
         while True:
             for _ in range(steps):
                 state, metrics = ours_step(state, key, next(batches))
@@ -98,7 +98,7 @@ def train_step(
             yield
 
     def run_bare() -> Iterator[None]:
-        params = jax.tree.map(jnp.copy, model.params)
+        params = jax.tree.map(jnp.copy, model.init_params())
         opt_state, count = optimizer.init(params), 0
         while True:
             for _ in range(steps):

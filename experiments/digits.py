@@ -35,7 +35,9 @@ from experiments.image_model import (
     to_record,
 )
 from experiments.methods import MethodName
+from experiments.running import Running
 from jaxdiff import data, plotting
+from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Restored
 from jaxdiff.typing import Batch, PyTree
@@ -44,6 +46,7 @@ from jaxdiff.typing import Batch, PyTree
 def train(
     run_dir: str,
     config: tyro.conf.OmitArgPrefixes[Config],
+    running: tyro.conf.OmitArgPrefixes[Running],
     preset: Literal["full", "smoke"] = "full",
     quiet: bool = False,
 ) -> None:
@@ -52,39 +55,57 @@ def train(
     Args:
         run_dir: Folder of the run; the same command on it resumes.
         config: What the run is.
+        running: How it is carried out.
         preset: What options not given are.
         quiet: Show no progress bar.
     """
-    del preset  # it has chosen the defaults of config
     directory = Path(run_dir)
     check(config)
+    running.start()
     config = from_record(
         runs.reconcile(directory, to_record(config), free=fitting.FREE, grows="num_steps")
     )
     images = open_images(config, "train")
-    params = fit(config, images, directory, progress=not quiet)
-    if not (directory / command.REPORT).exists():
-        digits_report.write(config, params, directory)
+    with command.compiling_for(preset):
+        params = fit(config, images, directory, running, progress=not quiet)
+        if not distributed.is_main():
+            return
+        if not (directory / command.REPORT).exists():
+            digits_report.write(config, params, directory, devices=running.devices())
     print(f"Report: {directory / command.REPORT}")
 
 
-def fit(config: Config, images: data.Images, directory: Path, *, progress: bool) -> PyTree:
+def fit(
+    config: Config, images: data.Images, directory: Path, running: Running, *, progress: bool
+) -> PyTree:
     """Train what is left of a run; return the averaged parameters."""
     model = build_model(config, images)
 
     def batches_from(step: int) -> Iterator[Batch]:
         with refusing(ValueError):
-            return data.batches(images, config.batch_size, seed=config.seed, start_step=step)
+            return data.batches(
+                images,
+                config.batch_size,
+                seed=config.seed,
+                start_step=step,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+
+    def indices_of(step: int) -> np.ndarray:
+        return data.batch_indices(len(images), config.batch_size, config.seed, step)
 
     return fitting.fit(
         directory,
         config,
         to_record(config),
-        model.params,
+        model.init_params,
         build_loss(config, model, images.num_levels),
         batches_from,
         report=command.REPORT,
         progress=progress,
+        running=running,
+        indices_of=indices_of,
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from experiments.image_model import (
     pixels,
 )
 from jaxdiff import data, forward, likelihood, numerics, plotting
+from jaxdiff.training import parallel
 from jaxdiff.training import run as runs
 from jaxdiff.typing import Array, Key, PyTree
 
@@ -28,14 +30,26 @@ EVALUATION = "evaluation.json"
 PER_CLASS = 8
 
 
-def write(config: Config, params: PyTree, directory: Path, *, exact: bool = False) -> None:
-    """Judge and draw a model: evaluation.json, the figures and, last, report.md."""
+def write(
+    config: Config,
+    params: PyTree,
+    directory: Path,
+    *,
+    exact: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+) -> None:
+    """Judge and draw a model: evaluation.json, the figures and, last, report.md.
+
+    The likelihoods and samples are spread over `devices`, by default all of this process.
+    """
     train, test = (open_images(config, split) for split in ("train", "test"))
     model = build_model(config, train)
     key_judge, key_draw = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
-    results = judge(config, model, params, key_judge, train, test, exact=exact)
+    results = judge(config, model, params, key_judge, train, test, exact=exact, devices=devices)
     results["steps_per_second"] = _median_rate(directory)
-    results["samples_per_second"] = draw(config, model, params, key_draw, test, directory)
+    results["samples_per_second"] = draw(
+        config, model, params, key_draw, test, directory, devices=devices
+    )
     runs.replace_text(directory / EVALUATION, json.dumps(results, indent=2) + "\n")
     runs.replace_text(directory / REPORT, _report(config, model, results, directory, train, test))
 
@@ -52,6 +66,7 @@ def judge(
     test: data.Images,
     *,
     exact: bool,
+    devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, float]:
     """Return bits per dimension of the model and of the best Gaussian mixture, by name.
 
@@ -62,7 +77,7 @@ def judge(
     x_test = _dequantized(key_test, test)
     x_train = _dequantized(key_train, train)
     count = min(config.eval_examples, len(test), len(train))
-    bits_of = make_bits_of(config, model, test)
+    bits_of = make_bits_of(config, model, test, devices=devices)
     held_out = bits_of(params, key_probes, x_test[:count], _labels(test)[:count])
     seen = bits_of(params, key_probes, x_train[:count], _labels(train)[:count])
     results = {
@@ -77,17 +92,23 @@ def judge(
     best = min(by_components, key=by_components.__getitem__)
     results |= {"mixture_bits_per_dim": by_components[best], "mixture_components": best}
     if exact:
-        exact_bits_of = make_bits_of(config, model, test, exact=True)
+        exact_bits_of = make_bits_of(config, model, test, exact=True, devices=devices)
         values = exact_bits_of(params, key_probes, x_test[:count], _labels(test)[:count])
         results["held_out_bits_per_dim_exact"] = float(values.mean())
     return results
 
 
-def make_bits_of(config: Config, model: Model, images: data.Images, *, exact: bool = False) -> Any:
+def make_bits_of(
+    config: Config,
+    model: Model,
+    images: data.Images,
+    *,
+    exact: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+) -> Any:
     """Return ``bits_of(params, key, x (N, H, W, C), labels (N,)) -> (N,)`` bits per dimension."""
     num_dims = math.prod(images.shape)
 
-    @jax.jit
     def of_chunk(params: PyTree, keys: Key, x: Array, labels: Array) -> Array:
         def of_one(key: Key, x: Array, label: Array) -> Array:
             log_prob, _ = likelihood.log_prob(
@@ -106,14 +127,16 @@ def make_bits_of(config: Config, model: Model, images: data.Images, *, exact: bo
         log_prob -= math.log(images.num_classes or 1)
         return likelihood.bits_per_dim(log_prob, num_dims, images.bin_width)
 
+    spread = parallel.map_rows(of_chunk, devices=devices)
+
     def bits_of(params: PyTree, key: Key, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
         keys = numerics.row_keys(key, len(x))
         size = 16 if exact else len(x)
         parts = [
-            of_chunk(params, keys[i : i + size], x[i : i + size], labels[i : i + size])
+            spread(params, keys[i : i + size], x[i : i + size], labels[i : i + size])
             for i in range(0, len(x), size)
         ]
-        return np.concatenate([np.asarray(part) for part in parts])
+        return np.concatenate(parts)
 
     return bits_of
 
@@ -162,12 +185,19 @@ def _median_rate(directory: Path) -> float:
 
 
 def draw(
-    config: Config, model: Model, params: PyTree, key: Key, test: data.Images, directory: Path
+    config: Config,
+    model: Model,
+    params: PyTree,
+    key: Key,
+    test: data.Images,
+    directory: Path,
+    *,
+    devices: Sequence[jax.Device] | None = None,
 ) -> float:
     """Draw the figures; return samples per second, compilation left out."""
     num_classes = test.num_classes or 1
     labels = np.repeat(np.arange(num_classes), PER_CLASS)
-    generate = make_generator(model, test.shape, "ddim", config.sample_steps)
+    generate = make_generator(model, test.shape, "ddim", config.sample_steps, devices=devices)
     key_warm, key_samples, key_noise, key_path = jax.random.split(key, 4)
     generate(params, key_warm, labels)
     start = time.perf_counter()
@@ -253,7 +283,7 @@ def _report(
     record = runs.read_record(directory) or {}
     versions = ", ".join(f"{name} {v}" for name, v in record.get("versions", {}).items())
     count = min(config.eval_examples, len(test), len(train))
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init_params)))
     rate = results["steps_per_second"]
     exact = results.get("held_out_bits_per_dim_exact")
     exact_row = "" if exact is None else f"| the same, exact divergence | {exact:.3f} |\n"

@@ -1,21 +1,25 @@
 """What every experiment that trains shares: the optimizer, and a run that a crash cannot hurt."""
 
 import contextlib
+import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from experiments.running import Running
 from jaxdiff import training
-from jaxdiff.training import loop, parallel
+from jaxdiff.training import distributed, ema, loop, throughput
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.typing import Batch, LossFn, PyTree
 
-FREE = ("num_steps", "data_dir", "checkpoint_every", "log_every")
+FREE = ("num_steps", "data_dir", "checkpoint_every", "log_every", "remat")
 """Fields of configs that stand outside their hash."""
 
 
@@ -37,6 +41,8 @@ class TrainingConfig(Protocol):
     @property
     def ema_decay(self) -> float: ...  # noqa: D102
     @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
     def seed(self) -> int: ...  # noqa: D102
     @property
     def log_every(self) -> int: ...  # noqa: D102
@@ -44,75 +50,186 @@ class TrainingConfig(Protocol):
     def checkpoint_every(self) -> int: ...  # noqa: D102
 
 
+MAIN = "main"
+"""The name of the average of `ema_decay` where others are kept beside it."""
+NONFINITE = "nonfinite.json"
+
+
 def build_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """AdamW with warm-up, cosine decay to a hundredth, and clipped gradients."""
-    decay_steps = config.decay_steps or config.num_steps
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0,
-        config.learning_rate,
-        min(config.warmup_steps, decay_steps - 1),
-        decay_steps,
-        0.01 * config.learning_rate,
-    )
+    """AdamW with warm-up, the schedule that the config names, and clipped gradients."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay),
+        optax.adamw(build_schedule(config), b2=0.99, weight_decay=config.weight_decay),
     )
 
 
-def open_checkpoints(directory: Path) -> Checkpoints:
+def build_schedule(config: TrainingConfig) -> optax.Schedule:
+    """The learning rate by step; a config without a `schedule` falls by a cosine."""
+    decay_steps = config.decay_steps or config.num_steps
+    peak, warmup = config.learning_rate, min(config.warmup_steps, decay_steps - 1)
+    name = getattr(config, "schedule", "cosine")
+    if name == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, decay_steps, 0.01 * peak)
+    after = {
+        "linear": optax.linear_schedule(peak, 0.01 * peak, decay_steps - warmup),
+        "constant": optax.constant_schedule(peak),
+        "inverse_sqrt": lambda count: peak * jnp.sqrt(max(warmup, 1) / (max(warmup, 1) + count)),
+    }[name]
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), after], [warmup])
+
+
+def ema_decays(config: TrainingConfig) -> ema.EmaDecay:
+    """The decay of a config, or by name all those that it keeps."""
+    more = {f"{decay:g}": decay for decay in getattr(config, "more_ema_decays", ())}
+    wide = {f"std_{std:g}": ema.PowerDecay(std) for std in getattr(config, "ema_stds", ())}
+    return {MAIN: config.ema_decay, **more, **wide} if more or wide else config.ema_decay
+
+
+def main_average(config: TrainingConfig, averages: PyTree) -> PyTree:
+    """The average of `ema_decay`, of what a state of this config has as `ema`."""
+    return averages[MAIN] if isinstance(ema_decays(config), Mapping) else averages
+
+
+def open_checkpoints(directory: Path, running: Running | None = None) -> Checkpoints:
     """Name the run's checkpoints; touches nothing."""
-    return Checkpoints(directory / runs.CHECKPOINTS)
+    running = Running() if running is None else running
+    return Checkpoints(
+        directory / runs.CHECKPOINTS,
+        keep_last=running.keep_last,
+        keep_every=running.keep_every,
+        keep_best="loss" if running.keep_best else None,
+    )
 
 
 def fit(
     directory: Path,
     config: TrainingConfig,
     record: Mapping[str, Any],
-    params: PyTree,
+    init_params: Callable[[], PyTree],
     loss_fn: LossFn,
     batches_from: Callable[[int], Iterator[Batch]],
     *,
     report: str,
     progress: bool,
+    running: Running | None = None,
+    indices_of: Callable[[int], np.ndarray] | None = None,
 ) -> PyTree:
-    """Train what is left of a run; return the averaged parameters.
+    """Train what is left of a run; return the averaged parameters, whole in every process.
 
     Args:
         directory: of the run.
         config: what training reads.
         record: the whole config, as JSON holds it.
-        params: initial parameters.
+        init_params: makes the initial parameters; traced.
         loss_fn: see `jaxdiff.losses`.
-        batches_from: step -> the batches from that step on.
+        batches_from: step -> this process's batches from that step on.
         report: the file that says the run is finished; removed where steps are left.
         progress: show a progress bar if stderr is a terminal.
+        running: how it is carried out; by default on one device.
+        indices_of: step -> which examples its batch holds, for the report of one that fails.
     """
-    optimizer = build_optimizer(config)
-    state = training.init(params, optimizer, ema_decay=config.ema_decay)
-    with contextlib.closing(open_checkpoints(directory)) as checkpoints:
-        restored = checkpoints.restore(target=state)
-        if restored is not None:
-            state = jax.tree.map(jnp.array, restored.state)  # copies, which the loop may donate
+    running = Running() if running is None else running
+    mode, optimizer, decays = running.mode(), build_optimizer(config), ema_decays(config)
+    running.check_batch(config.batch_size, mode)
+    key = jax.random.key(config.seed)
+
+    def make() -> training.TrainState:
+        return training.init(init_params(), optimizer, ema_decay=decays)
+
+    shapes = jax.eval_shape(make)
+    places = mode.shardings(shapes)
+    with contextlib.closing(open_checkpoints(directory, running)) as checkpoints:
+        restored = checkpoints.restore(
+            target=jax.tree.map(
+                lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                shapes,
+                places,
+            )
+        )
+        if restored is None:
+            state = jax.jit(make, out_shardings=places)()
+        else:
+            state = jax.tree.map(jnp.copy, restored.state)  # the loop may donate copies
         start = int(state.step)
         if start >= config.num_steps:
-            return state.ema
+            return distributed.gather(main_average(config, state.ema))
         batches = batches_from(start)
-        update = training.make_update(loss_fn, optimizer, ema_decay=config.ema_decay)
-        runs.write_record(directory, record, free=FREE)
-        (directory / report).unlink(missing_ok=True)  # that of fewer steps
-        with contextlib.closing(runs.MetricsLog(directory / runs.METRICS, after=start)) as log:
-            state = loop.fit(
-                state,
-                parallel.jit(update, donate=True),
-                jax.random.key(config.seed),
-                batches,
-                num_steps=config.num_steps,
-                checkpoints=checkpoints,
-                config=record,
-                log=log,
-                log_every=config.log_every,
-                checkpoint_every=config.checkpoint_every,
-                progress=progress,
+
+        def update_of(axis_name: str | None, accumulate: int) -> training.Update:
+            return training.make_update(
+                loss_fn,
+                optimizer,
+                ema_decay=decays,
+                axis_name=axis_name,
+                accumulate=accumulate,
+                skip_nonfinite=running.nonfinite == "skip",
             )
-    return state.ema
+
+        first = next(batches)
+        update = update_of(mode.axis_name, running.accumulate)
+        compiled = mode.compile(update, donate=True)
+        scanned = mode.compile(update, donate=True, scanned=True)
+        log: runs.MetricsLog | runs.NoLog = runs.NoLog()
+        if distributed.is_main():
+            runs.write_record(directory, record, free=FREE, also={"running": running.record()})
+            (directory / report).unlink(missing_ok=True)  # that of fewer steps
+            board = directory / "tensorboard" if running.tensorboard else None
+            log = runs.MetricsLog(directory / runs.METRICS, after=start, tensorboard=board)
+
+        def repeat(step: int) -> dict[str, Any]:
+            drawn = jax.random.key_data(jax.random.fold_in(key, step - 1)).tolist()
+            indices = {} if indices_of is None else {"indices": indices_of(step - 1).tolist()}
+            return {"seed": config.seed, "key_data": drawn, **indices}
+
+        with contextlib.closing(log):
+            try:
+                state = loop.fit(
+                    state,
+                    compiled,
+                    jax.device_put(key, mode.whole),
+                    itertools.chain([first], batches),
+                    num_steps=config.num_steps,
+                    checkpoints=checkpoints,
+                    config=record,
+                    log=log,
+                    log_every=config.log_every,
+                    checkpoint_every=config.checkpoint_every,
+                    scan_fn=scanned,
+                    steps_per_call=running.steps_per_call,
+                    place=mode.place_batch,
+                    work=work_of(config, update_of(None, 1), shapes, key, first, mode.num_shards),
+                    skip_nonfinite=running.nonfinite == "skip",
+                    repeat=repeat,
+                    profile=(
+                        (directory / "profile", running.profile_steps)
+                        if running.profile_steps and distributed.is_main()
+                        else None
+                    ),
+                    progress=progress and distributed.is_main(),
+                )
+            except loop.NotFinite as error:
+                if distributed.is_main():
+                    runs.replace_text(
+                        directory / NONFINITE, json.dumps(error.details, indent=2) + "\n"
+                    )
+                raise
+    return distributed.gather(main_average(config, state.ema))
+
+
+def work_of(
+    config: TrainingConfig,
+    update: training.Update,
+    state: PyTree,
+    key: Any,
+    batch: Batch,
+    num_devices: int,
+) -> throughput.Work:
+    """Say what a step is: the examples and operations of the whole batch, and the devices' peak."""
+
+    def of_all(leaf: Any) -> jax.ShapeDtypeStruct:
+        shape = (np.shape(leaf)[0] * jax.process_count(), *np.shape(leaf)[1:])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+    flops = throughput.count_flops(update, state, key, jax.tree.map(of_all, batch))
+    peak = throughput.peak_flops(jax.devices()[0])
+    return throughput.Work(config.batch_size, flops, None if peak is None else peak * num_devices)

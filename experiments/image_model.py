@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,7 @@ from jaxdiff import (
     weightings,
 )
 from jaxdiff.processes import Process
+from jaxdiff.training import parallel
 from jaxdiff.typing import Apply, Array, Batch, Denoiser, Key, LossFn, PyTree
 
 PROCESSES: dict[str, Callable[[], Process]] = {
@@ -45,7 +46,7 @@ ProcessName = Literal["cosine", "vp", "sub_vp", "flow", "ddpm", "edm", "ve"]
 Kind = Literal["x0", "eps", "v", "score", "velocity"]
 
 CHUNK = 256
-"""Images sampled in one call; more are sampled chunk by chunk, to the same result."""
+"""Images that a device samples in one call; more are sampled in several, to the same result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,10 @@ class Config:
     """Side of the DiT's patches."""
     dropout: float = 0.0
     """Dropout rate of the network."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's computation; parameters and optimizer state are float32."""
+    remat: bool = False
+    """Recompute blocks in the backward pass, to save memory."""
     process: ProcessName = "cosine"
     """Forward process."""
     prediction: Kind = "v"
@@ -90,6 +95,8 @@ class Config:
     """Updates over which the learning rate decays; the first `num_steps` unless given."""
     learning_rate: float = 2e-3
     """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"
+    """How the learning rate goes on after the warm-up."""
     warmup_steps: int = 100
     """Updates over which the learning rate rises."""
     weight_decay: float = 0.01
@@ -98,6 +105,10 @@ class Config:
     """Gradients are scaled down to this global norm."""
     ema_decay: float = 0.99
     """Decay of the moving average of the parameters, which samples and is judged."""
+    more_ema_decays: tuple[float, ...] = ()
+    """Decays of further averages to keep."""
+    ema_stds: tuple[float, ...] = ()
+    """Widths of power-function averages to keep, from which others follow afterwards."""
     eval_examples: int = 297
     """Images of each split that the likelihood is taken of."""
     eval_tolerance: float = 1e-2
@@ -191,14 +202,14 @@ class Model(NamedTuple):
     """What a config means.
 
     Attributes:
-        params: initial parameters.
+        init_params: makes the initial parameters; may be traced.
         apply: the pure network, given times.
         process: the forward process.
         prediction: what the network predicts.
         null_label: the label that stands for none; None where the network sees no labels.
     """
 
-    params: PyTree
+    init_params: Callable[[], PyTree]
     apply: Apply
     process: Process
     prediction: str
@@ -216,30 +227,26 @@ class Model(NamedTuple):
 
 def build_model(config: Config, images: data.Images) -> Model:
     """Make the network and the process; refuse what they refuse."""
-    rngs = nnx.Rngs(config.seed)
-    options: dict[str, Any] = {
-        "num_classes": images.num_classes,
-        "dropout": config.dropout,
-        "rngs": rngs,
-    }
+
+    def make() -> nnx.Module:
+        options: dict[str, Any] = {
+            "num_classes": images.num_classes,
+            "dropout": config.dropout,
+            "remat": config.remat,
+            "dtype": jnp.dtype(config.dtype),
+            "rngs": nnx.Rngs(config.seed),
+        }
+        if config.network == "unet":
+            options |= {"channels": config.width, "num_blocks": config.depth}
+            return nn.UNet(images.shape, **options)
+        options |= {"width": config.width, "depth": config.depth, "patch_size": config.patch_size}
+        return nn.DiT(images.shape, **options)
+
     with refusing(ValueError):
-        module: nnx.Module
-        if config.network == "dit":
-            module = nn.DiT(
-                images.shape,
-                width=config.width,
-                depth=config.depth,
-                patch_size=config.patch_size,
-                **options,
-            )
-        else:
-            module = nn.UNet(
-                images.shape, channels=config.width, num_blocks=config.depth, **options
-            )
-    params, apply = nn.functional(module)
+        init_params, apply = nn.deferred(make)
     process = PROCESSES[config.process]()
     return Model(
-        params,
+        init_params,
         nn.on_log_snr(apply, process.log_snr),
         process,
         config.prediction,
@@ -276,15 +283,20 @@ def build_loss(config: Config, model: Model, num_levels: int) -> LossFn:
 
 
 def make_generator(
-    model: Model, shape: tuple[int, ...], sampler_name: str, num_steps: int
+    model: Model,
+    shape: tuple[int, ...],
+    sampler_name: str,
+    num_steps: int,
+    *,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Callable[..., tuple[np.ndarray, np.ndarray | None]]:
-    """Return a function that draws images of given labels.
+    """Return a function that draws images of given labels, spread over devices.
 
     Returns:
-        ``generate(params, key, labels (N,), keep_path=False)`` -> (x0 (N, H, W, C), path), the
-        path being x_T and the states after each step, (T + 1, N, H, W, C), or None: unless asked
-        for, and for the adaptive solver, whose steps differ by row. Image i depends on
-        (params, key, i, label i) only.
+        ``generate(params, key, labels (N,), keep_path=False, first=0)`` -> (x0 (N, H, W, C),
+        path), the path being x_T and the states after each step, (T + 1, N, H, W, C), or None:
+        unless asked for, and for the adaptive solver, whose steps differ by row. The images have
+        the numbers `first`, `first` + 1, ...; image i depends on (params, key, i, label i) only.
     """
     process, method = model.process, METHODS[sampler_name]
     start = method.start(process)
@@ -292,10 +304,10 @@ def make_generator(
         start = 0.999 * start
     ts = timesteps.uniform(process, num_steps, t_start=start)
 
-    @partial(jax.jit, static_argnames="keep_path")
     def draw(
-        params: PyTree, key: Key, labels: Array, index: Array, keep_path: bool
+        shared: tuple[PyTree, Key], labels: Array, index: Array, *, keep_path: bool
     ) -> tuple[Array, Array | None]:
+        params, key = shared
         key_start, key_path = jax.random.split(key)
         rows = jax.vmap(jax.random.fold_in, (None, 0))(key_start, index)
         x_T = process.prior_sample(rows, (len(index), *shape))  # noqa: N806
@@ -310,19 +322,27 @@ def make_generator(
         if not keep_path:
             return sample(key_path, sampler, x_T, ts, index=index), None
         x0, path = sample(key_path, sampler, x_T, ts, index=index, collect=sampler.value)
-        return x0, jnp.concatenate([x_T[None], path])
+        return x0, jnp.moveaxis(jnp.concatenate([x_T[None], path]), 0, 1)
+
+    count = len(jax.local_devices() if devices is None else devices)
+    spread = {
+        keep_path: parallel.map_rows(partial(draw, keep_path=keep_path), devices=devices)
+        for keep_path in (False, True)
+    }
 
     def generate(
-        params: PyTree, key: Key, labels: np.ndarray, keep_path: bool = False
+        params: PyTree, key: Key, labels: np.ndarray, keep_path: bool = False, first: int = 0
     ) -> tuple[np.ndarray, np.ndarray | None]:
         keep_path = keep_path and sampler_name != "adaptive"
-        parts = []
-        for first in range(0, len(labels), CHUNK):
-            rows = np.arange(first, min(first + CHUNK, len(labels)))
-            parts.append(draw(params, key, jnp.asarray(labels[rows]), rows, keep_path))
-        x0 = np.concatenate([np.asarray(part[0]) for part in parts])
+        index = first + np.arange(len(labels))
+        size = count * CHUNK
+        parts = [
+            spread[keep_path]((params, key), labels[i : i + size], index[i : i + size])
+            for i in range(0, len(labels), size)
+        ]
+        x0 = np.concatenate([part[0] for part in parts])
         if not keep_path:
             return x0, None
-        return x0, np.concatenate([np.asarray(part[1]) for part in parts], axis=1)
+        return x0, np.moveaxis(np.concatenate([part[1] for part in parts]), 1, 0)
 
     return generate

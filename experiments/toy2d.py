@@ -122,14 +122,14 @@ class Model(NamedTuple):
     Attributes:
         target: what is learned.
         process: the forward process.
-        params: initial parameters.
+        init_params: makes the initial parameters; may be traced.
         apply: the pure network, given times.
         prediction: what it predicts.
     """
 
     target: Target
     process: Process
-    params: PyTree
+    init_params: Callable[[], PyTree]
     apply: Apply
     prediction: str
 
@@ -140,12 +140,15 @@ class Model(NamedTuple):
 
 def build_model(config: Config) -> Model:
     """Make target, process and network; refuse what they refuse."""
+
+    def make() -> nnx.Module:
+        return nn.MLP(2, width=config.width, depth=config.depth, rngs=nnx.Rngs(config.seed))
+
     with refusing(ValueError):
-        module = nn.MLP(2, width=config.width, depth=config.depth, rngs=nnx.Rngs(config.seed))
-    params, apply = nn.functional(module)
+        init_params, apply = nn.deferred(make)
     process = PROCESSES[config.process]()
     apply = nn.on_log_snr(apply, process.log_snr)
-    return Model(make_target(config.target), process, params, apply, config.prediction)
+    return Model(make_target(config.target), process, init_params, apply, config.prediction)
 
 
 def build_loss(config: Config, model: Model) -> LossFn:
@@ -239,7 +242,7 @@ def main_command(
             directory,
             config,
             dataclasses.asdict(config),
-            model.params,
+            model.init_params,
             build_loss(config, model),
             partial(batches, config, model.target),
             report=command.REPORT,

@@ -16,7 +16,7 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,18 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
 
 # --- Noise by row ---------------------------------------------------------------------------
 
-_shard: contextvars.ContextVar[tuple[Any, int]] = contextvars.ContextVar("shard", default=(0, 1))
+
+class _Share(NamedTuple):
+    """Which rows of the global batch a batch at hand holds: see `shard_rows`, `micro_rows`."""
+
+    shard: Any = 0
+    num_shards: int = 1
+    micro: Any = 0
+    num_micro: int = 1
+
+
+_WHOLE = _Share()
+_share: contextvars.ContextVar[_Share] = contextvars.ContextVar("share", default=_WHOLE)
 
 
 @contextlib.contextmanager
@@ -143,17 +154,35 @@ def shard_rows(index: Any, count: int) -> Iterator[None]:
     Its rows are then numbers ``index * B .. (index + 1) * B - 1`` of a global batch of
     ``count * B``. The parallel update enters it; losses need not know.
     """
-    token = _shard.set((index, count))
+    with _sharing(shard=index, num_shards=count):
+        yield
+
+
+@contextlib.contextmanager
+def micro_rows(index: Any, count: int) -> Iterator[None]:
+    """While tracing, say that a batch holds every `count`-th row of its shard, from `index` on.
+
+    So is a batch cut up whose gradients are accumulated: rows that lie apart, so that each part
+    is spread over as many devices as the whole.
+    """
+    with _sharing(micro=index, num_micro=count):
+        yield
+
+
+@contextlib.contextmanager
+def _sharing(**changes: Any) -> Iterator[None]:
+    token = _share.set(_share.get()._replace(**changes))
     try:
         yield
     finally:
-        _shard.reset(token)
+        _share.reset(token)
 
 
 def row_numbers(num_rows: int) -> tuple[Array, int]:
     """Return the global numbers of this batch's rows, (B,), and the size of the global batch."""
-    index, count = _shard.get()
-    return index * num_rows + jnp.arange(num_rows), count * num_rows
+    share = _share.get()
+    rows = (share.shard * num_rows + jnp.arange(num_rows)) * share.num_micro + share.micro
+    return rows, share.num_shards * share.num_micro * num_rows
 
 
 def is_row_keys(key: Key) -> bool:

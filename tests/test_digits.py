@@ -16,6 +16,7 @@ from PIL import Image
 
 from experiments import bench, digits
 from experiments.image_model import PRESETS, open_images
+from experiments.running import Running
 
 ROOT = pathlib.Path(__file__).parent.parent
 FIGURES = ("samples.png", "noising.png", "reverse.png", "reverse.gif", "loss.png")
@@ -96,7 +97,8 @@ def fit(folder, num_steps):
     """Train without the report; return the checkpoint."""
     config = dataclasses.replace(PRESETS["smoke"], num_steps=num_steps, decay_steps=20)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        digits.fit(config, open_images(config, "train"), folder, progress=False)
+        images = open_images(config, "train")
+        digits.fit(config, images, folder, Running(), progress=False)
         return digits.restore(folder)[1]
 
 

@@ -117,7 +117,7 @@ def test_every_loss_trains(loss):
                 0
             ].mean()
         )
-    )(model.params)
+    )(model.init_params())
     assert np.isfinite(value)
     assert sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(grads)) > 0.0
 

@@ -9,8 +9,8 @@ their place: a Linen ``apply``, an Equinox module or a plain function.
 """
 
 from jaxdiff.nn.dit import DiT
-from jaxdiff.nn.functional import functional, on_log_snr
+from jaxdiff.nn.functional import deferred, functional, on_log_snr
 from jaxdiff.nn.mlp import MLP
 from jaxdiff.nn.unet import UNet
 
-__all__ = ["MLP", "DiT", "UNet", "functional", "on_log_snr"]
+__all__ = ["MLP", "DiT", "UNet", "deferred", "functional", "on_log_snr"]

@@ -60,6 +60,28 @@ def functional(module: nnx.Module) -> tuple[dict[str, Any], Apply]:
     return params, apply
 
 
+def deferred(make: Callable[[], nnx.Module]) -> tuple[Callable[[], dict[str, Any]], Apply]:
+    """Take a module apart that is not made yet, so that its parameters can be made where they go.
+
+    Args:
+        make: makes the module; called twice, once for its shapes alone.
+
+    Returns:
+        (init, apply). ``init()`` returns the parameters and may be traced:
+        ``jax.jit(init, out_shardings=...)`` makes each where it belongs. `apply` is that of
+        :func:`functional`.
+
+    Raises:
+        ValueError: as :func:`functional`.
+    """
+    _, apply = functional(nnx.eval_shape(make))
+
+    def init() -> dict[str, Any]:
+        return functional(make())[0]
+
+    return init, apply
+
+
 def on_log_snr(apply: Apply, log_snr: Callable[[Array], Array]) -> Apply:
     """Let a network see the log-SNR in place of the time.
 

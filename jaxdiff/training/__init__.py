@@ -1,6 +1,6 @@
 """Training: the state and its update, compilation, checkpoints, the run directory, the loop."""
 
-from jaxdiff.training import checkpoint, parallel
-from jaxdiff.training.update import TrainState, init, make_update
+from jaxdiff.training import checkpoint, ema, parallel
+from jaxdiff.training.update import TrainState, Update, init, make_update
 
-__all__ = ["TrainState", "checkpoint", "init", "make_update", "parallel"]
+__all__ = ["TrainState", "Update", "checkpoint", "ema", "init", "make_update", "parallel"]

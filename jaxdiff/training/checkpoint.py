@@ -4,6 +4,7 @@ A run keeps its checkpoints side by side, one folder a step::
 
     checkpoints/500/state/       the state tree, an ordinary orbax checkpoint
     checkpoints/500/config.json  the resolved config of the run
+    checkpoints/500/metrics.json what was measured of it, by name
     checkpoints/500/SHA256SUMS   one line a file (`sha256sum -c SHA256SUMS` reads it too)
 
 Orbax alone would read a flipped bit as data, so nothing is read back whose checksums do not hold.
@@ -36,6 +37,7 @@ from jaxdiff.training.stored_tree import CheckpointError, named_leaves, read, sn
 
 STATE = "state"
 CONFIG = "config.json"
+METRICS = "metrics.json"
 _NOTHING, _NOTHING_SOUND = -1, -2  # in place of a step, when processes agree on one
 
 
@@ -71,6 +73,7 @@ class Checkpoints:
         *,
         keep_last: int = 3,
         keep_every: int | None = None,
+        keep_best: str | None = None,
         report: Callable[[str], None] = to_stderr,
     ):
         """Name a directory; nothing is touched before the first save.
@@ -79,6 +82,7 @@ class Checkpoints:
             directory: holds one folder a step; made by the first save.
             keep_last: how many of the newest checkpoints stay.
             keep_every: multiples of this step stay for good.
+            keep_best: the metric whose smallest value marks the one that stays too.
             report: called with one line for each damaged or unfinished checkpoint met.
 
         Raises:
@@ -99,6 +103,7 @@ class Checkpoints:
             raise CheckpointError(f"`directory` must be a folder; {self.directory} is a file.")
         self._keep_last = keep_last
         self._keep_every = keep_every
+        self._keep_best = keep_best
         self._report = report
         self._reported: set[str] = set()
         self._damaged: set[int] = set()
@@ -116,7 +121,24 @@ class Checkpoints:
         """List the committed steps, oldest first, without verifying them."""
         return step_folders.steps(self.directory)
 
-    def save(self, step: int, state: Any, config: Mapping[str, Any] | None = None) -> None:
+    def best(self, metric: str) -> int | None:
+        """Return the committed step whose `metric` is smallest, None where none has it."""
+        found = []
+        for step in self.steps():
+            try:
+                value = json.loads((self.directory / str(step) / METRICS).read_text())[metric]
+            except (OSError, ValueError, KeyError):  # saved without it, or damaged
+                continue
+            found.append((float(value), step))
+        return min(found)[1] if found else None
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        config: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Copy the state to the host and write it in the background.
 
         The buffers of `state` may be donated as soon as this returns. It waits for the save before,
@@ -127,6 +149,7 @@ class Checkpoints:
             step: the number of updates done.
             state: any pytree of arrays whose dictionaries have string keys.
             config: the resolved config; anything JSON can hold.
+            metrics: what was measured of this state, by name.
 
         Raises:
             ValueError: if `step` is negative or a key of `state` is not a string.
@@ -136,7 +159,10 @@ class Checkpoints:
         step = operator.index(step)
         if step < 0:
             raise ValueError(f"`step` must not be negative; got {step}.")
-        config_text = json.dumps(dict(config or {}), indent=2) + "\n"
+        texts = {
+            name: json.dumps(dict(values or {}), indent=2) + "\n"
+            for name, values in ((CONFIG, config), (METRICS, metrics))
+        }
         named_leaves(state)
         self.wait()
         staged = step_folders.staged(self.directory, step)
@@ -144,7 +170,8 @@ class Checkpoints:
             if jax.process_index() == 0:
                 shutil.rmtree(staged, ignore_errors=True)
                 staged.mkdir(parents=True)
-                (staged / CONFIG).write_text(config_text)
+                for name, text in texts.items():
+                    (staged / name).write_text(text)
             held = jax.tree.map(snapshot, state)
             if jax.process_count() > 1:  # orbax lets the processes meet here: not in a thread
                 self._write(step, held)
@@ -246,11 +273,13 @@ class Checkpoints:
             if message is not None:
                 self._report(message)
             self._damaged.discard(step)
+            best = None if self._keep_best is None else self.best(self._keep_best)
             step_folders.prune(
                 self.directory,
                 step,
                 keep_last=self._keep_last,
                 keep_every=self._keep_every,
+                keep=() if best is None else (best,),
                 spare=self._damaged,
             )
         except Exception as error:

@@ -1,5 +1,6 @@
 """The training loop: flat, resumable, stoppable."""
 
+import collections
 import contextlib
 import math
 import signal
@@ -7,18 +8,34 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from jaxdiff.training import distributed
 from jaxdiff.training.checkpoint import Checkpoints
-from jaxdiff.training.run import MetricsLog
+from jaxdiff.training.throughput import NO_WORK, Work
 from jaxdiff.training.update import TrainState
 from jaxdiff.typing import Array, Batch, Key
 
+Step: TypeAlias = Callable[[TrainState, Key, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+class Log(Protocol):
+    """Where logged steps go."""
+
+    def write(self, values: Mapping[str, Any], /) -> None:
+        """Write one object, which holds `step`."""
+
+
 STOPPED_EXIT_CODE = 75
 """What a command stopped by a signal exits with after saving: run it again to go on."""
+MAX_SKIPPED = 100
+"""How many steps in a row may be skipped because they are not finite."""
 
 
 class Stopped(Exception):
@@ -29,14 +46,22 @@ class Stopped(Exception):
 
 
 class NotFinite(ArithmeticError):
-    """The loss or its gradient became NaN or infinite."""
+    """The loss or its gradient became NaN or infinite.
 
-    def __init__(self, step: int, values: Mapping[str, float]) -> None:
+    Attributes:
+        details: the step, its values and what it takes to repeat it, as JSON holds it.
+    """
+
+    def __init__(
+        self, step: int, values: Mapping[str, float], details: Mapping[str, Any] | None = None
+    ) -> None:
         shown = ", ".join(f"{name}={value}" for name, value in values.items())
         super().__init__(
             f"Step {step} is not finite: {shown}. Nothing of it was saved; "
             "a lower --learning-rate may help."
         )
+        self.details = {"step": step, "values": {k: str(v) for k, v in values.items()}}
+        self.details |= details or {}
 
 
 @contextlib.contextmanager
@@ -66,21 +91,71 @@ def catch_signals() -> Iterator[Callable[[], str | None]]:
             signal.signal(caught, handler)
 
 
+def call_lengths(
+    start: int, num_steps: int, checkpoint_every: int, steps_per_call: int
+) -> Iterator[int]:
+    """Yield how many updates each call makes: `steps_per_call`, but one where a save comes first.
+
+    Two programs are then all that is compiled, and saves come at the same steps for any length.
+    """
+    step = start
+    while step < num_steps:
+        boundary = min(num_steps, (step // checkpoint_every + 1) * checkpoint_every)
+        length = steps_per_call if boundary - step >= steps_per_call else 1
+        yield length
+        step += length
+
+
+def feed(
+    batches: Iterator[Batch], lengths: Iterator[int], place: Callable[..., Batch], ahead: int = 2
+) -> Iterator[tuple[int, Batch]]:
+    """Yield the batch of each call where it is wanted, its transfer begun `ahead` calls early.
+
+    Args:
+        batches: one a step.
+        lengths: how many steps each call makes; those of several get batches (n, B, ...).
+        place: (batch, scanned) -> the batch on its devices; it need not wait for the transfer.
+        ahead: how many calls.
+    """
+
+    def stack(*leaves: Any) -> Any:
+        return (jnp.stack if isinstance(leaves[0], jax.Array) else np.stack)(leaves)
+
+    queue: collections.deque[tuple[int, Batch]] = collections.deque()
+    for length in lengths:
+        taken = [next(batches) for _ in range(length)]
+        batch = taken[0] if length == 1 else jax.tree.map(stack, *taken)
+        queue.append((length, place(batch, length > 1)))
+        if len(queue) > ahead:
+            yield queue.popleft()
+    yield from queue
+
+
 def fit(
     state: TrainState,
-    step_fn: Callable[[TrainState, Key, Batch], tuple[TrainState, dict[str, Array]]],
+    step_fn: Step,
     key: Key,
     batches: Iterator[Batch],
     *,
     num_steps: int,
     checkpoints: Checkpoints,
     config: Mapping[str, Any],
-    log: MetricsLog,
+    log: Log,
     log_every: int,
     checkpoint_every: int,
+    scan_fn: Step | None = None,
+    steps_per_call: int = 1,
+    place: Callable[..., Batch] = lambda batch, scanned: batch,
+    work: Work = NO_WORK,
+    skip_nonfinite: bool = False,
+    repeat: Callable[[int], Mapping[str, Any]] = lambda step: {},
+    profile: tuple[Path, int] | None = None,
     progress: bool = False,
 ) -> TrainState:
     """Train up to `num_steps` updates in all, logging and saving on the way.
+
+    Of several processes all call this alike. A signal that one of them receives stops all, after
+    the next logged step.
 
     Args:
         state: where to start; its buffers may be donated by `step_fn`.
@@ -93,6 +168,14 @@ def fit(
         log: where to log.
         log_every: steps between logged steps; the last is always logged.
         checkpoint_every: steps between checkpoints; the last step is always saved.
+        scan_fn: the compiled update of several batches in one call; for `steps_per_call` > 1.
+        steps_per_call: updates a call. Between calls only are signals seen.
+        place: (batch, scanned) -> the batch on its devices.
+        work: what a step is, for rates.
+        skip_nonfinite: go on where a step is not finite, which the update has skipped then; by
+            default stop. A run of `MAX_SKIPPED` such steps stops it all the same.
+        repeat: step -> what it takes to repeat it, for the report of one that is not finite.
+        profile: a folder for a profiler trace, and of how many steps after the first call.
         progress: show a progress bar if stderr is a terminal.
 
     Returns:
@@ -100,49 +183,130 @@ def fit(
 
     Raises:
         Stopped: on SIGINT or SIGTERM, after saving.
-        NotFinite: if a logged or saved step has a loss or gradient that is not finite.
+        NotFinite: if a step has a loss or gradient that is not finite. Every step is looked at,
+            but not before the next one that is logged or saved.
         CheckpointError: if a save fails.
     """
     from tqdm import tqdm
 
-    step = int(state.step)
+    step = start = int(state.step)
     bar = tqdm(
         total=num_steps,
         initial=step,
         unit="step",
         disable=not (progress and sys.stderr.isatty()),
     )
-    since, timed_from = None, step
-    with catch_signals() as stopped_by, contextlib.closing(bar):
-        while step < num_steps:
-            batch = next(batches)
-            state, metrics = step_fn(state, key, batch)
-            step += 1
-            bar.update()
-            num_rows = len(jax.tree.leaves(batch)[0])
-            if since is None:  # the clock starts after the step that compiled
+    calls = feed(batches, call_lengths(step, num_steps, checkpoint_every, steps_per_call), place)
+    unread = _Unread(skip_nonfinite, repeat)
+    since_save: list[dict[str, float]] = []
+    tracing = _Tracing(profile)
+    clock: tuple[float, int] | None = None  # started after the call that compiled
+    with catch_signals() as stopped_by, contextlib.closing(bar), contextlib.closing(tracing):
+        for length, batch in calls:
+            call = step_fn if length == 1 or scan_fn is None else scan_fn
+            state, metrics = call(state, key, batch)
+            unread.add(step, length, metrics)
+            step += length
+            bar.update(length)
+            if clock is None:
                 jax.block_until_ready(metrics)
-                since, timed_from = time.perf_counter(), step
-            signal_name = stopped_by()
+                clock = time.perf_counter(), step
+            tracing.after(step - start, metrics)
             last = step == num_steps
-            saving = last or signal_name is not None or step % checkpoint_every == 0
-            if not (saving or step % log_every == 0):
+            logged = last or step // log_every > (step - length) // log_every
+            saved = last or step % checkpoint_every == 0
+            signal_name = stopped_by()
+            if jax.process_count() > 1:  # all must stop at the same step
+                together = (logged or saved) and distributed.any_of(signal_name is not None)
+                signal_name = (signal_name or "another process") if together else None
+            if not (logged or saved or signal_name is not None):
                 continue
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            if not all(math.isfinite(value) for value in values.values()):
-                raise NotFinite(step, values)
-            if last or step % log_every == 0:
+            values = unread.read()
+            if logged:
                 now = time.perf_counter()
-                if step > timed_from:
-                    values["steps_per_second"] = (step - timed_from) / (now - since)
-                    values["examples_per_second"] = num_rows * values["steps_per_second"]
-                log.write({"step": step, **values})
-                bar.set_postfix(loss=f"{values['loss']:.4f}")
-                since, timed_from = now, step
-            if saving:
-                checkpoints.save(step, state, config)
+                rates = work.rates((step - clock[1]) / (now - clock[0])) if step > clock[1] else {}
+                clock = now, step
+                for number in values:
+                    if number % log_every == 0 or number == num_steps:
+                        newest = rates if number > step - length else {}
+                        log.write({"step": number, **values[number], **newest})
+                bar.set_postfix(loss=f"{values[step]['loss']:.4f}")
+            since_save += values.values()
+            if saved or signal_name is not None:
+                checkpoints.save(step, state, config, _means(since_save))
+                since_save = []
             if signal_name is not None:
                 checkpoints.wait()
                 raise Stopped(step, signal_name)
     checkpoints.wait()
     return state
+
+
+def _means(values: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each metric over the steps that have it finite."""
+    finite = [each for each in values if all(map(math.isfinite, each.values()))]
+    names = finite[-1] if finite else {}
+    return {name: math.fsum(each[name] for each in finite) / len(finite) for name in names}
+
+
+class _Unread:
+    """The metrics of the steps since the last ones read, still on their devices."""
+
+    def __init__(self, skip: bool, repeat: Callable[[int], Mapping[str, Any]]) -> None:
+        self._skip, self._repeat = skip, repeat
+        self._skipped = 0
+        self._held: list[tuple[int, int, dict[str, Array]]] = []
+
+    def add(self, step: int, length: int, metrics: dict[str, Array]) -> None:
+        """Take the metrics of the `length` steps after `step`."""
+        self._held.append((step, length, metrics))
+
+    def read(self) -> dict[int, dict[str, float]]:
+        """Return the values of each step by its number.
+
+        Raises:
+            NotFinite: if one is not finite, unless such are skipped; at the `MAX_SKIPPED`th in a
+                row all the same.
+        """
+        found = {}
+        for first, length, metrics in jax.device_get(self._held):
+            columns = {name: np.reshape(value, -1) for name, value in metrics.items()}
+            for i in range(length):
+                found[first + i + 1] = {name: float(v[i]) for name, v in columns.items()}
+        self._held = []
+        for step, values in found.items():
+            if all(math.isfinite(value) for value in values.values()):
+                self._skipped = 0
+                continue
+            self._skipped += 1
+            problem = NotFinite(step, values, self._repeat(step))
+            if not self._skip or self._skipped >= MAX_SKIPPED:
+                raise problem
+            if distributed.is_main():
+                sys.stderr.write(f"Step {step} is not finite and was skipped: {values}.\n")
+        return found
+
+
+class _Tracing:
+    """A profiler trace of some steps after the first call."""
+
+    def __init__(self, profile: tuple[Path, int] | None) -> None:
+        self._profile, self._on, self._until = profile, False, 0
+
+    def after(self, steps: int, metrics: Any) -> None:
+        """Begin or end the trace, `steps` having been made and `metrics` being the last's."""
+        if self._profile is None:
+            return
+        folder, count = self._profile
+        if not self._on:
+            jax.profiler.start_trace(folder)
+            self._on, self._until = True, steps + count
+        elif steps >= self._until:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """End the trace."""
+        if self._on:
+            jax.profiler.stop_trace()
+        self._profile, self._on = None, False

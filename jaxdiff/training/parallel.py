@@ -6,22 +6,170 @@ noise of example i of the global batch is that of i wherever it is computed.
 A mesh has two axes. The batch is split over both; the state is whole on every device or, with
 `fsdp`, split over the second (Rajbhandari et al. 2020, arXiv:1910.02054, stage 3; Zhao et al. 2023,
 arXiv:2304.11277), XLA gathering what a layer needs and scattering its gradients.
+
+:func:`jit`, :func:`pmap` and :func:`mesh` compile an update that takes states and batches wherever
+they are. A training loop places them itself, once and ahead of time, as a :class:`Mode` says.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from jaxdiff.training.update import TrainState, Update
-from jaxdiff.typing import Array, Batch, Key, PyTree
+from jaxdiff.training.placement import (
+    AXIS,
+    FSDP,
+    check_batch,
+    check_mesh,
+    init,
+    make_mesh,
+    place,
+    place_batch,
+    shardings,
+    spread,
+)
+from jaxdiff.training.update import Update, scan_steps
+from jaxdiff.typing import Batch, PyTree
 
-AXIS = "data"
-"""The axis of :func:`pmap`, and of the mesh that a batch alone is split over."""
-FSDP = "fsdp"
-"""The axis of the mesh that parameters may be split over too."""
+__all__ = [
+    "AXIS",
+    "FSDP",
+    "Mode",
+    "init",
+    "jit",
+    "make_mesh",
+    "map_rows",
+    "mesh",
+    "mode_of_mesh",
+    "mode_of_one_device",
+    "mode_of_pmap",
+    "place",
+    "place_batch",
+    "pmap",
+    "shardings",
+]
+
+
+class Mode(NamedTuple):
+    """Where states and batches lie, and how an update of them is compiled.
+
+    Attributes:
+        axis_name: what `make_update` must be given.
+        num_shards: into how many equal parts a global batch is split.
+        whole: where what every device holds lies: the key, and states that are not split.
+        shardings: state, or its shapes -> where each leaf lies.
+        place_batch: this process's rows of a batch -> the batch where `compile` wants it; of
+            several batches, their axis leading, where `scanned` is true.
+        compile: (update, donate=, scanned=) -> the compiled update of what was placed so; a
+            scanned one makes an update of each of several batches in one call.
+    """
+
+    axis_name: str | None
+    num_shards: int
+    whole: Sharding
+    shardings: Callable[[PyTree], PyTree]
+    place_batch: Callable[..., Batch]
+    compile: Callable[..., Update]
+
+
+def mode_of_one_device() -> Mode:
+    """Run on the first device of this process, however many there are."""
+    whole = SingleDeviceSharding(jax.local_devices()[0])
+
+    def compiled(update: Update, *, donate: bool = False, scanned: bool = False) -> Update:
+        update = scan_steps(update) if scanned else update
+        return jax.jit(update, donate_argnums=_donated(donate))
+
+    return Mode(
+        axis_name=None,
+        num_shards=1,
+        whole=whole,
+        shardings=lambda state: jax.tree.map(lambda _: whole, state),
+        place_batch=lambda batch, scanned=False: jax.device_put(batch, whole),
+        compile=compiled,
+    )
+
+
+def mode_of_pmap(devices: Sequence[jax.Device] | None = None) -> Mode:
+    """Run by `jax.pmap`, each device with a shard of the batch.
+
+    Args:
+        devices: by default all of all processes; every process must have as many.
+    """
+    local = jax.local_devices() if devices is None else devices
+    count = len(local)
+    num_shards = count * (jax.process_count() if devices is None else 1)
+    mesh = Mesh(np.asarray(local), (AXIS,))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def placed_batch(batch: Batch, scanned: bool = False) -> Batch:
+        check_batch(batch, count, axis=int(scanned))
+        rows = NamedSharding(mesh, PartitionSpec(*[None] * scanned, AXIS))
+
+        def split(x: Any) -> Any:
+            lead, (num, *rest) = np.shape(x)[:scanned], np.shape(x)[scanned:]
+            return jax.device_put(x.reshape(*lead, count, num // count, *rest), rows)
+
+        return jax.tree.map(split, batch)
+
+    def compiled(update: Update, *, donate: bool = False, scanned: bool = False) -> Update:
+        return jax.pmap(
+            scan_steps(update) if scanned else update,
+            axis_name=AXIS,
+            in_axes=(None, None, int(scanned)),
+            out_axes=None,  # all replicas are alike
+            devices=devices,
+            donate_argnums=_donated(donate),
+        )
+
+    return Mode(
+        axis_name=AXIS,
+        num_shards=num_shards,
+        whole=whole,
+        shardings=lambda state: jax.tree.map(lambda _: whole, state),
+        place_batch=placed_batch,
+        compile=compiled,
+    )
+
+
+def mode_of_mesh(mesh: Mesh, *, fsdp: bool = False) -> Mode:
+    """Run over a mesh, the batch split over all its devices.
+
+    Args:
+        mesh: of :func:`make_mesh`.
+        fsdp: split the state over the mesh's second axis; else every device holds it whole.
+
+    Raises:
+        ValueError: if the mesh has other axes, or axes of another type than Auto.
+    """
+    check_mesh(mesh)
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def placed(state: PyTree) -> PyTree:
+        return shardings(state, mesh, fsdp=fsdp)
+
+    def compiled(update: Update, *, donate: bool = False, scanned: bool = False) -> Update:
+        many = scan_steps(update) if scanned else update
+
+        def kept_in_place(state: PyTree, key: Any, batch: Batch) -> Any:
+            state, metrics = many(state, key, batch)
+            return (
+                jax.lax.with_sharding_constraint(state, placed(state)),
+                jax.lax.with_sharding_constraint(metrics, whole),
+            )
+
+        return jax.jit(kept_in_place, donate_argnums=_donated(donate))
+
+    return Mode(
+        axis_name=None,
+        num_shards=mesh.size,
+        whole=whole,
+        shardings=placed,
+        place_batch=lambda batch, scanned=False: spread(batch, mesh, axis=int(scanned)),
+        compile=compiled,
+    )
 
 
 def jit(update: Update, *, donate: bool = False) -> Update:
@@ -41,35 +189,14 @@ def pmap(
 
     Args:
         update: from ``make_update(..., axis_name=parallel.AXIS)``.
-        devices: by default all of this process.
+        devices: by default all.
         donate: as in :func:`jit`.
 
     Returns:
-        The update of whole batches (B, ...), B divisible by the number of devices; it raises
-        ValueError for others.
+        The update of this process's rows of the batch, their number divisible by that of its
+        devices; it raises ValueError for others.
     """
-    devices = jax.local_devices() if devices is None else devices
-    count = len(devices)
-    whole = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec())
-    mapped = jax.pmap(
-        update,
-        axis_name=AXIS,
-        in_axes=(None, None, 0),
-        out_axes=None,  # all replicas are alike
-        devices=devices,
-        donate_argnums=_donated(donate),
-    )
-
-    def step(state: TrainState, key: Key, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        check_batch(batch, count)
-
-        def split(x: Array) -> Array:
-            return x.reshape(count, x.shape[0] // count, *x.shape[1:])
-
-        # a state that another mode left elsewhere is fetched; one of this mode is where it was
-        return mapped(jax.device_put(state, whole), key, jax.tree.map(split, batch))
-
-    return step
+    return _placing(mode_of_pmap(devices), update, donate)
 
 
 def mesh(update: Update, mesh: Mesh, *, fsdp: bool = False, donate: bool = False) -> Update:
@@ -82,140 +209,71 @@ def mesh(update: Update, mesh: Mesh, *, fsdp: bool = False, donate: bool = False
         donate: as in :func:`jit`.
 
     Returns:
-        The update of states in any placement and batches (B, ...), B divisible by the number of
+        The update of states in any placement and of batches (B, ...), B divisible by the number of
         devices; it raises ValueError for others. The new state is placed as :func:`place` does.
 
     Raises:
         ValueError: if the mesh has other axes, or axes of another type than Auto.
     """
-    _check_mesh(mesh)
-    whole = NamedSharding(mesh, PartitionSpec())
-    compiled: dict[Any, Update] = {}
+    return _placing(mode_of_mesh(mesh, fsdp=fsdp), update, donate)
 
-    def step(state: TrainState, key: Key, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        check_batch(batch, mesh.size)
-        placed = shardings(state, mesh, fsdp=fsdp)
-        form = jax.tree.structure((state, batch))
-        if form not in compiled:
-            compiled[form] = jax.jit(
-                update,
-                in_shardings=(placed, whole, _rows(mesh)),
-                out_shardings=(placed, whole),
-                donate_argnums=_donated(donate),
-            )
-        return compiled[form](
-            jax.device_put(state, placed), jax.device_put(key, whole), place_batch(batch, mesh)
+
+def map_rows(
+    fn: Callable[..., PyTree], *, devices: Sequence[jax.Device] | None = None
+) -> Callable[..., PyTree]:
+    """Compile a function whose rows do not depend on each other, split over this process's devices.
+
+    The devices do not wait for each other: a loop ends on each when its own rows are done.
+
+    Args:
+        fn: ``(shared, *rows) -> rows``: `shared` is a pytree that every device holds, the others
+            and the result are pytrees of arrays (N, ...).
+        devices: by default all of this process.
+
+    Returns:
+        The function of any N, padded with copies of the last row where the devices do not divide
+        it; the result is of NumPy arrays.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    grid, rows = Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(AXIS)
+
+    def local(shared: PyTree, args: tuple[PyTree, ...]) -> PyTree:
+        return fn(shared, *args)
+
+    mapped = local
+    if len(devices) > 1:
+        mapped = jax.shard_map(
+            local, mesh=grid, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
         )
+    compiled = jax.jit(mapped)
+    whole = NamedSharding(grid, PartitionSpec())
+    by_row = NamedSharding(grid, rows)
+
+    def call(shared: PyTree, *args: PyTree) -> PyTree:
+        num_rows = len(jax.tree.leaves(args)[0])
+        padded = -(-num_rows // len(devices)) * len(devices)
+        taken = np.minimum(np.arange(padded), num_rows - 1)
+
+        def pad(x: Any) -> Any:
+            return jax.device_put(x if padded == num_rows else x[taken], by_row)
+
+        out = compiled(jax.device_put(shared, whole), jax.tree.map(pad, args))
+        return jax.tree.map(lambda x: np.asarray(x)[:num_rows], out)
+
+    return call
+
+
+def _placing(mode: Mode, update: Update, donate: bool) -> Update:
+    compiled = mode.compile(update, donate=donate)
+
+    def step(state: PyTree, key: Any, batch: Batch) -> Any:
+        batch = mode.place_batch(batch)
+        # a state that another mode left elsewhere is fetched; one of this mode is where it was
+        state = jax.device_put(state, mode.shardings(state))
+        return compiled(state, jax.device_put(key, mode.whole), batch)
 
     return step
 
 
-def make_mesh(data: int, fsdp: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arrange devices in a mesh of `data` x `fsdp`.
-
-    Args:
-        data: along the axis that only the batch is split over.
-        fsdp: along the axis that the state may be split over too.
-        devices: by default all of all processes.
-
-    Raises:
-        ValueError: if there are not `data` x `fsdp` devices.
-    """
-    devices = jax.devices() if devices is None else devices
-    if data < 1 or fsdp < 1 or data * fsdp != len(devices):
-        raise ValueError(
-            f"`data` x `fsdp` must be the number of devices, {len(devices)}; got {data} x {fsdp}."
-        )
-    return Mesh(np.asarray(devices).reshape(data, fsdp), (AXIS, FSDP))
-
-
-def shardings(state: PyTree, mesh: Mesh, *, fsdp: bool = False) -> PyTree:
-    """Return where each leaf of a state lies on a mesh.
-
-    With `fsdp` a leaf is split along its longest axis that the mesh's second axis divides, the
-    last of several; a leaf without such an axis is whole on every device.
-
-    Args:
-        state: arrays, or their shapes as `jax.eval_shape` gives them.
-        mesh: of :func:`make_mesh`.
-        fsdp: as in :func:`mesh`.
-    """
-    size = mesh.shape[FSDP]
-
-    def of_leaf(leaf: Any) -> NamedSharding:
-        spec: list[str | None] = [None] * leaf.ndim
-        fitting = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % size == 0]
-        if fsdp and size > 1 and fitting and leaf.size > 0:
-            spec[max(fitting, key=lambda axis: (leaf.shape[axis], axis))] = FSDP
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    return jax.tree.map(of_leaf, state)
-
-
-def place(state: PyTree, mesh: Mesh, *, fsdp: bool = False) -> PyTree:
-    """Return a state laid out on a mesh as :func:`mesh` wants it."""
-    return jax.device_put(state, shardings(state, mesh, fsdp=fsdp))
-
-
-def init(make: Callable[[], PyTree], mesh: Mesh, *, fsdp: bool = False) -> PyTree:
-    """Make a state directly where it belongs, so that no device ever holds all of it.
-
-    Args:
-        make: a pure function without arguments, traced: ``lambda: training.init(...)``.
-        mesh: of :func:`make_mesh`.
-        fsdp: as in :func:`mesh`.
-    """
-    placed = shardings(jax.eval_shape(make), mesh, fsdp=fsdp)
-    return jax.jit(make, out_shardings=placed)()
-
-
-def place_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Return the global batch of which `batch` is this process's rows, split over a mesh.
-
-    Args:
-        batch: arrays (B / P, ...) in process p of P, the rows [p B / P, (p + 1) B / P) of the
-            global batch; arrays that are global already are left as they are.
-        mesh: of :func:`make_mesh`.
-    """
-    rows = _rows(mesh)
-
-    def spread(x: Any) -> Array:
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            return x
-        if jax.process_count() == 1:
-            return jax.device_put(x, rows)
-        return jax.make_array_from_process_local_data(rows, np.asarray(x))
-
-    return jax.tree.map(spread, batch)
-
-
-def check_batch(batch: Batch, count: int) -> None:
-    """Raise ValueError unless a batch splits into `count` equal shards."""
-    for path, leaf in jax.tree.leaves_with_path(batch):
-        num_rows = np.shape(leaf)[0] if np.ndim(leaf) else 0
-        if num_rows == 0 or (num_rows * jax.process_count()) % count:
-            raise ValueError(
-                f"`batch{jax.tree_util.keystr(path)}` must have rows that {count} devices share "
-                f"equally; got shape {np.shape(leaf)}."
-            )
-
-
-def _rows(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec((AXIS, FSDP)))
-
-
 def _donated(donate: bool) -> tuple[int, ...]:
     return (0,) if donate else ()
-
-
-def _check_mesh(mesh: Mesh) -> None:
-    if mesh.axis_names != (AXIS, FSDP):
-        raise ValueError(
-            f"`mesh` must have the axes {AXIS!r} and {FSDP!r}, as parallel.make_mesh gives them; "
-            f"got {mesh.axis_names}."
-        )
-    if any(kind != AxisType.Auto for kind in mesh.axis_types):
-        raise ValueError(
-            "`mesh` must have Auto axes, as parallel.make_mesh gives them; jax.make_mesh gives "
-            f"Explicit ones unless told otherwise: got {mesh.axis_types}."
-        )

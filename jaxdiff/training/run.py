@@ -137,8 +137,20 @@ def reconcile(
     return asked
 
 
-def write_record(run_dir: Path, config: Mapping[str, Any], *, free: Collection[str] = ()) -> None:
+def write_record(
+    run_dir: Path,
+    config: Mapping[str, Any],
+    *,
+    free: Collection[str] = (),
+    also: Mapping[str, Any] | None = None,
+) -> None:
     """Write `config.json`: the config, its hash and the environment, unless it is there already.
+
+    Args:
+        run_dir: made if missing.
+        config: what JSON can hold.
+        free: fields that do not count in the hash.
+        also: what else the record says of the first start.
 
     Raises:
         RunError: if the directory cannot be written.
@@ -147,7 +159,11 @@ def write_record(run_dir: Path, config: Mapping[str, Any], *, free: Collection[s
     if old is not None and old["config"] == dict(config):
         return
     record = {"config": dict(config), "hash": config_hash(config, free=free)}
-    record |= environment() if old is None else {k: old[k] for k in old if k not in record}
+    record |= (
+        {**(also or {}), **environment()}
+        if old is None
+        else {k: old[k] for k in old if k not in record}
+    )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         replace_text(run_dir / CONFIG, json.dumps(record, indent=2) + "\n")
@@ -163,26 +179,52 @@ def replace_text(path: Path, text: str) -> None:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one object a logged step, flushed as written."""
+    """`metrics.jsonl`: one object a logged step, flushed as written; TensorBoard beside it."""
 
-    def __init__(self, path: Path, *, after: int) -> None:
+    def __init__(self, path: Path, *, after: int, tensorboard: Path | None = None) -> None:
         """Open the log for appending, forgetting what lies beyond step `after`.
 
         A run that was killed has logged steps that its newest checkpoint does not hold; they come
         again.
+
+        Args:
+            path: of the JSON lines.
+            after: the last step to keep.
+            tensorboard: a folder for TensorBoard's event files, if they are wanted.
         """
         kept = [line for line in read_metrics(path) if line["step"] <= after]
         replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
+        self._board: Any = None
+        if tensorboard is not None:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(tensorboard), purge_step=after + 1)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one object."""
         self._file.write(json.dumps(dict(values)) + "\n")
         self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, values["step"])
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class NoLog:
+    """The log of a process that is not to write one."""
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -78,6 +78,7 @@ def prune(
     *,
     keep_last: int,
     keep_every: int | None,
+    keep: Collection[int] = (),
     spare: Collection[int] = (),
 ) -> None:
     """Delete old checkpoints and what unfinished saves left.
@@ -87,11 +88,12 @@ def prune(
         newest: the step just committed. Later ones belong to a run that was rewound: they stay.
         keep_last: how many steps up to `newest` stay.
         keep_every: multiples of this step stay.
+        keep: steps that stay, whatever their age.
         spare: damaged steps: neither counted nor deleted.
     """
     candidates = [step for step in steps(directory) if step <= newest and step not in spare]
     for step in candidates[:-keep_last]:
-        if keep_every is None or step % keep_every:
+        if step not in keep and (keep_every is None or step % keep_every):
             shutil.rmtree(staged(directory, step), ignore_errors=True)
             (directory / str(step)).rename(staged(directory, step))
     for path in directory.iterdir():

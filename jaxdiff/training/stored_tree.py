@@ -83,7 +83,7 @@ def read(folder: Path, target: Any) -> Any:
     def restore_args(path: tuple[Any, ...], _: Any) -> Any:
         leaf = None if wanted is None else wanted[_name(path)]
         sharding = getattr(leaf, "sharding", None)
-        if leaf is None or sharding is None:
+        if leaf is None or sharding is None or _is_of_this_process_alone(sharding):
             return ocp.RestoreArgs(restore_type=np.ndarray)
         return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
@@ -96,7 +96,20 @@ def read(folder: Path, target: Any) -> Any:
     if wanted is None:
         return state
     values = named_leaves(state)
-    return jax.tree.unflatten(jax.tree.structure(target), [values[name] for name in wanted])
+    leaves = [_placed(values[name], leaf) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(target), leaves)
+
+
+def _is_of_this_process_alone(sharding: Any) -> bool:
+    """Tell placements that orbax, which restores with all processes together, does not know."""
+    return jax.process_count() > 1 and sharding.is_fully_addressable
+
+
+def _placed(value: Any, leaf: Any) -> Any:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is not None and _is_of_this_process_alone(sharding):
+        return jax.device_put(value, sharding)
+    return value
 
 
 def _require_fit(folder: Path, wanted: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -1,17 +1,15 @@
 """The training state and the one pure update, which every parallel mode runs."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxdiff import numerics
+from jaxdiff.training.ema import EmaDecay, PowerDecay, check_decay, decay_at
 from jaxdiff.typing import Array, Batch, Key, LossFn, PyTree
-
-EmaDecay: TypeAlias = float | Mapping[str, float]
-"""One decay, or several by name."""
 
 
 class TrainState(NamedTuple):
@@ -47,10 +45,10 @@ def init(
         ema_decay: as for :func:`make_update`.
 
     Raises:
-        ValueError: if a decay is outside [0, 1].
+        ValueError: if a decay is out of its range.
     """
     params = _copy(params)
-    names = _check_decay(ema_decay)
+    names = check_decay(ema_decay)
     ema = _copy(params) if names is None else {name: _copy(params) for name in names}
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 
@@ -61,6 +59,8 @@ def make_update(
     *,
     ema_decay: EmaDecay,
     axis_name: str | None = None,
+    accumulate: int = 1,
+    skip_nonfinite: bool = False,
 ) -> Update:
     """Make the pure function of one training step.
 
@@ -70,23 +70,31 @@ def make_update(
     Args:
         loss_fn: ``(params, key, batch) -> (loss (B,), {name: (B,)})``, as `jaxdiff.losses` makes
             them. It draws per-example noise from its one key through `numerics.normal` and its
-            fellows. Under an `axis_name` a loss that calls ``jax.random.normal(key, x.shape)``
-            itself draws the same noise on every shard.
+            fellows. Under an `axis_name` or `accumulate` a loss that calls
+            ``jax.random.normal(key, x.shape)`` itself draws the same noise on every part.
         optimizer: an optax optimizer.
-        ema_decay: the d of ema <- d ema + (1 - d) params, in [0, 1]; a mapping of names to decays
-            keeps one average a name.
+        ema_decay: the d of ema <- d ema + (1 - d) params, in [0, 1], or a `PowerDecay`; a mapping
+            of names to decays keeps one average a name.
         axis_name: the mapped axis over which batches are split into equal shards (`jax.pmap`,
             `jax.shard_map`); gradients and metrics are averaged over it, and row i of shard j
             draws the noise of its global number. None for `jax.jit`, on one device or a mesh.
+        accumulate: in how many parts the gradient is taken, one after the other, to save memory;
+            the update is that of the whole batch up to rounding, for losses whose rows do not
+            depend on each other.
+        skip_nonfinite: leave all but `step` as it was where the loss or the norm of its gradient
+            is NaN or infinite, which the metrics then show.
 
     Returns:
         ``update(state, key, batch) -> (state, metrics)``; metrics are the batch's means of what
-        the loss reports, `loss` and `grad_norm`, shape ().
+        the loss reports, `loss` and `grad_norm`, shape (). It raises ValueError when traced for a
+        batch that does not split into `accumulate` equal parts.
 
     Raises:
-        ValueError: if a decay is outside [0, 1].
+        ValueError: if a decay is out of its range or `accumulate` below 1.
     """
-    names = _check_decay(ema_decay)
+    names = check_decay(ema_decay)
+    if accumulate < 1:
+        raise ValueError(f"`accumulate` must be at least 1; got {accumulate}.")
 
     def mean_loss(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:
         loss, metrics = loss_fn(params, key, batch)
@@ -97,41 +105,86 @@ def make_update(
         (_, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, key, batch)
         return grads, metrics
 
+    def in_parts(params: PyTree, key: Key, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
+        if accumulate == 1:
+            return gradients(params, key, batch)
+
+        def of_part(index: Array, part: Batch) -> tuple[PyTree, dict[str, Array]]:
+            with numerics.micro_rows(index, accumulate):
+                return gradients(params, key, part)
+
+        def add(total: PyTree, indexed: tuple[Array, Batch]) -> tuple[PyTree, None]:
+            return jax.tree.map(jnp.add, total, of_part(*indexed)), None
+
+        indexed = jnp.arange(accumulate), jax.tree.map(_interleaved(accumulate), batch)
+        first = jax.tree.map(lambda x: x[0], indexed)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_part, *first))
+        total, _ = jax.lax.scan(add, zero, indexed)
+        return jax.tree.map(lambda x: x / accumulate, total)
+
     def update(state: TrainState, key: Key, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(key, state.step)
         if axis_name is None:
-            grads, metrics = gradients(state.params, key, batch)
+            grads, metrics = in_parts(state.params, key, batch)
         else:
             shard = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
             with numerics.shard_rows(*shard):
-                grads, metrics = gradients(state.params, key, batch)
+                grads, metrics = in_parts(state.params, key, batch)
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+        step = state.step + 1
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if names is None:
-            ema = _average(state.ema, params, ema_decay)
+            ema = _average(state.ema, params, ema_decay, step)  # type: ignore[arg-type]
         else:
-            ema = {name: _average(state.ema[name], params, names[name]) for name in names}
+            ema = {
+                name: _average(state.ema[name], params, decay, step)
+                for name, decay in names.items()
+            }
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        new = TrainState(step, params, ema, opt_state)
+        if skip_nonfinite:
+            fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            new = jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, state)
+            new = new._replace(step=step)
+        return new, metrics
 
     return update
 
 
-def _average(ema: PyTree, params: PyTree, decay: Any) -> PyTree:
-    return jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p.astype(e.dtype), ema, params)
+def scan_steps(update: Update) -> Update:
+    """Make one call of several updates: batches (n, B, ...) in, metrics (n,) out."""
+
+    def updates(state: TrainState, key: Key, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        return jax.lax.scan(lambda state, batch: update(state, key, batch), state, batch)
+
+    return updates
+
+
+def _average(ema: PyTree, params: PyTree, decay: float | PowerDecay, step: Array) -> PyTree:
+    d = decay_at(decay, step)
+
+    def of_leaf(e: Array, p: Array) -> Array:
+        return (d * e + (1.0 - d) * p.astype(e.dtype)).astype(e.dtype)
+
+    return jax.tree.map(of_leaf, ema, params)
+
+
+def _interleaved(count: int) -> Callable[[Array], Array]:
+    """Cut rows (B, ...) into parts (count, B / count, ...), part j taking rows j, j + count, ...
+
+    Each part is then spread over the devices as the whole is.
+    """
+
+    def cut(x: Array) -> Array:
+        if x.shape[0] % count:
+            raise ValueError(
+                f"`accumulate` must divide the batch (of a device); got {count} for {x.shape[0]}."
+            )
+        return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+
+    return cut
 
 
 def _copy(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
-
-
-def _check_decay(ema_decay: EmaDecay) -> Mapping[str, float] | None:
-    """Check the decays; return them if they are named."""
-    named = ema_decay if isinstance(ema_decay, Mapping) else {"": ema_decay}
-    for name, decay in named.items():
-        known = numerics.concrete(decay)
-        if known is not None and not 0.0 <= known <= 1.0:
-            which = f"`ema_decay[{name!r}]`" if name else "`ema_decay`"
-            raise ValueError(f"{which} must lie in [0, 1]; got {decay}.")
-    return named if isinstance(ema_decay, Mapping) else None
