@@ -14,7 +14,7 @@ run: .venv/train
 	$(BIN)/python -m experiments.digits train --preset $(PRESET) --run-dir $(RUN_DIR)
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -22,11 +22,11 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 .venv/train: pyproject.toml .constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --no-compile --constraint .constraints.txt --editable '.[train]'
+	$(BIN)/python -m pip install --quiet --constraint .constraints.txt --editable '.[train]'
 	touch $@
 
 .venv/dev: .venv/train
-	$(BIN)/python -m pip install --quiet --no-compile --constraint .constraints.txt --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint .constraints.txt --editable '.[train,dev]'
 	touch $@
 
 .venv/bin/python:

@@ -2,7 +2,9 @@
 
     python -m experiments.digits train    --run-dir runs/digits
     python -m experiments.digits sample   --run-dir runs/digits --num 64 --out samples.png
+    python -m experiments.digits sample   --run-dir runs/digits --num 50000 --out samples
     python -m experiments.digits evaluate --run-dir runs/digits
+    python -m experiments.digits export   --run-dir runs/digits --out params.npz
 
 A class-conditional network learns the reverse of a forward process. The likelihood that judges it
 is that of the probability-flow ODE, in bits per dimension, beside a Gaussian mixture fitted by EM
@@ -10,6 +12,7 @@ to the same images.
 """
 
 import contextlib
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +23,8 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import command, digits_report, fitting
+from experiments import command, digits_report, fitting, streaming
+from experiments.averages import NO_CHOICE, Average
 from experiments.command import Refusal, refusing
 from experiments.image_model import (
     PRESETS,
@@ -35,11 +39,12 @@ from experiments.image_model import (
     to_record,
 )
 from experiments.methods import MethodName
-from experiments.running import Running
+from experiments.running import Devices, Running
 from jaxdiff import data, plotting
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Restored
+from jaxdiff.training.export import export_params
 from jaxdiff.typing import Batch, PyTree
 
 
@@ -71,7 +76,7 @@ def train(
         if not distributed.is_main():
             return
         if not (directory / command.REPORT).exists():
-            digits_report.write(config, params, directory, devices=running.devices())
+            digits_report.write(config, params, directory, devices=running.local())
     print(f"Report: {directory / command.REPORT}")
 
 
@@ -112,66 +117,124 @@ def fit(
 def sample(
     run_dir: str,
     out: str,
+    devices: tyro.conf.OmitArgPrefixes[Devices],
+    average: tyro.conf.OmitArgPrefixes[Average],
     num: int = 64,
     sampler: MethodName = "ddim",
     num_steps: int = 50,
     label: int | None = None,
     seed: int = 0,
+    quiet: bool = False,
 ) -> None:
-    """Draw images from a trained run into one PNG.
+    """Draw images from a trained run, into one PNG or, by the thousand, into a folder.
 
     Args:
         run_dir: Folder of the run.
-        out: The PNG to write.
+        out: The PNG to write, or a folder, filled file by file: the same command goes on.
+        devices: Which devices share the images; they are the same for any.
+        average: Which parameters draw them.
         num: How many images.
         sampler: The method.
         num_steps: Steps from noise to data.
         label: The class of all images; by default all classes in turn.
         seed: Of the noise; image i depends on the run, seed and i only.
+        quiet: Show no progress bar.
     """
     for option, value in (("--num", num), ("--num-steps", num_steps)):
         if value < 1:
             raise Refusal(f"{option} must be at least 1; got {value}.")
     path = Path(out)
-    if path.suffix.lower() != ".png":
-        raise Refusal(f"--out must end in .png; got {out}.")
-    config, restored = restore(Path(run_dir))
+    one_file = path.suffix.lower() == ".png"
+    if path.suffix and not one_file:
+        raise Refusal(f"--out must end in .png, or be a folder without an ending; got {out}.")
+    devices.start()
+    config, restored, params = restore(Path(run_dir), average)
     images = open_images(config, "train")
     num_classes = images.num_classes or 1
     if label is not None and not 0 <= label < num_classes:
         raise Refusal(f"--label must lie in 0..{num_classes - 1}; got {label}.")
     labels = np.arange(num) % num_classes if label is None else np.full(num, label)
-    generate = make_generator(build_model(config, images), images.shape, sampler, num_steps)
-    x0, _ = generate(restored.state["ema"], jax.random.key(seed), labels)
+    generate = make_generator(
+        build_model(config, images), images.shape, sampler, num_steps, devices=devices.local()
+    )
+
+    def draw(first: int, last: int) -> np.ndarray:
+        x0, _ = generate(params, jax.random.key(seed), labels[first:last], first=first)
+        return pixels(x0, images.num_levels)
+
     with refusing(OSError, say=f"--out {out} cannot be written: "):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plotting.save_sheet(path, pixels(x0, images.num_levels))
+        if one_file and distributed.is_main():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plotting.save_sheet(path, draw(0, num))
+        elif not one_file:
+            record = {
+                "run": runs.config_hash(restored.config, free=fitting.FREE),
+                "step": restored.step,
+                **dataclasses.asdict(average),
+                "sampler": sampler,
+                "num_steps": num_steps,
+                "label": label,
+                "seed": seed,
+                "num": num,
+            }
+            streaming.write(path, record, draw, labels, progress=not quiet)
 
 
-def evaluate(run_dir: str, exact: bool = False) -> None:
+def evaluate(
+    run_dir: str,
+    devices: tyro.conf.OmitArgPrefixes[Devices],
+    average: tyro.conf.OmitArgPrefixes[Average],
+    exact: bool = False,
+) -> None:
     """Judge a trained run anew: evaluation.json, report.md and the figures.
 
     Args:
         run_dir: Folder of the run.
+        devices: Which devices share the work.
+        average: Which parameters are judged.
         exact: Also take the likelihood with the exact divergence, one tangent a pixel: slow.
     """
     directory = Path(run_dir)
-    config, restored = restore(directory)
-    digits_report.write(config, restored.state["ema"], directory, exact=exact)
+    devices.start()
+    config, _, params = restore(directory, average)
+    if not distributed.is_main():
+        return
+    digits_report.write(config, params, directory, exact=exact, devices=devices.local())
     print((directory / command.REPORT).read_text())
 
 
-def restore(directory: Path, option: str = "--run-dir") -> tuple[Config, Restored]:
-    """Return the config and the newest sound checkpoint of a run, or refuse."""
+def export(
+    run_dir: str, out: str, average: tyro.conf.OmitArgPrefixes[Average], raw: bool = False
+) -> None:
+    """Write the parameters of a trained run alone, with its config, for NumPy to read.
+
+    Args:
+        run_dir: Folder of the run.
+        out: The .npz to write.
+        average: Which parameters.
+        raw: Those of the last step, not an average.
+    """
+    config, restored, params = restore(Path(run_dir), average)
+    path = Path(out)
+    with refusing(OSError, ValueError, say=f"--out {out} cannot be written: "):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        export_params(path, restored.state["params"] if raw else params, to_record(config))
+
+
+def restore(
+    directory: Path, average: Average = NO_CHOICE, option: str = "--run-dir"
+) -> tuple[Config, Restored, PyTree]:
+    """Return the config, the newest sound checkpoint and an average of a run, or refuse."""
     record = runs.read_record(directory)
     with contextlib.closing(fitting.open_checkpoints(directory)) as checkpoints:
         restored = None if record is None else checkpoints.restore()
-    if record is None or restored is None:
-        raise Refusal(
-            f"{option} {directory} holds no checkpoint yet. Train one first:\n"
-            f"  python -m experiments.digits train --run-dir {directory}"
-        )
-    return from_record(record["config"]), restored
+        if record is None or restored is None:
+            raise Refusal(
+                f"{option} {directory} holds no checkpoint yet. Train one first:\n"
+                f"  python -m experiments.digits train --run-dir {directory}"
+            )
+        config = from_record(record["config"])
+        return config, restored, average.of(config, restored.state["ema"], checkpoints)
 
 
 def main(argv: list[str]) -> int:
@@ -180,6 +243,7 @@ def main(argv: list[str]) -> int:
         "train": functools.partial(train, config=command.preset_of(argv, PRESETS)),
         "sample": sample,
         "evaluate": evaluate,
+        "export": export,
     }
     return command.run("digits", commands, argv)
 

@@ -164,8 +164,8 @@ def mixture_bits(
 
 
 def _dequantized(key: Key, images: data.Images) -> np.ndarray:
-    levels = jnp.asarray(images.levels)
-    return np.asarray(data.dequantize(key, levels, images.num_levels, dtype=jnp.float32))
+    draw = jax.jit(data.dequantize, static_argnums=2, static_argnames="dtype")
+    return np.asarray(draw(key, images.levels, images.num_levels, dtype=jnp.float32))
 
 
 def _labels(images: data.Images) -> np.ndarray:
@@ -255,11 +255,13 @@ def _draw_noising(
         jnp.asarray(test.levels[np.array(firsts)]), test.num_levels, dtype=jnp.float32
     )
     times = np.linspace(0.0, float(model.process.t_max), 11, dtype=np.float32)
-    frames = []
-    for t in times:
-        x_t, _ = forward.perturb(key, model.process, x0, jnp.asarray(t))
-        scale = jnp.hypot(model.process.alpha(jnp.asarray(t)), model.process.sigma(jnp.asarray(t)))
-        frames.append(pixels(x_t / scale, test.num_levels))
+
+    @jax.jit
+    def noised(t: Array) -> Array:
+        x_t, _ = forward.perturb(key, model.process, x0, t)
+        return x_t / jnp.hypot(model.process.alpha(t), model.process.sigma(t))
+
+    frames = [pixels(noised(t), test.num_levels) for t in times]
     plotting.save_strip(
         directory / "noising.png",
         np.stack(frames),

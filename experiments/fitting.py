@@ -14,7 +14,7 @@ import optax
 
 from experiments.running import Running
 from jaxdiff import training
-from jaxdiff.training import distributed, ema, loop, throughput
+from jaxdiff.training import distributed, ema, loop, parallel, throughput
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.typing import Batch, LossFn, PyTree
@@ -186,7 +186,7 @@ def fit(
                 state = loop.fit(
                     state,
                     compiled,
-                    jax.device_put(key, mode.whole),
+                    parallel.everywhere(key, mode.whole),
                     itertools.chain([first], batches),
                     num_steps=config.num_steps,
                     checkpoints=checkpoints,

@@ -129,7 +129,7 @@ PRESETS = {
     "full": Config(),
     "smoke": Config(
         width=32,
-        depth=2,
+        depth=1,
         batch_size=32,
         num_steps=20,
         warmup_steps=5,
@@ -190,7 +190,10 @@ def open_images(config: Config, split: str) -> data.Images:
 
 def pixels(x: Any, num_levels: int) -> np.ndarray:
     """Turn images in [-1, 1] into uint8 of 256 levels, for pictures."""
-    return brightness(np.asarray(data.to_levels(x, num_levels)), num_levels)
+    return brightness(np.asarray(_to_levels(x, num_levels)), num_levels)
+
+
+_to_levels = jax.jit(data.to_levels, static_argnums=1)
 
 
 def brightness(levels: np.ndarray, num_levels: int) -> np.ndarray:

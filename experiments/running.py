@@ -17,11 +17,45 @@ from jaxdiff.training.parallel import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Running:
-    """How a run is carried out; it may differ from one start to the next."""
+class Devices:
+    """Which devices and processes take part."""
 
     parallel: Literal["jit", "pmap", "mesh"] = "jit"
     """One device; all by jax.pmap; all as a mesh."""
+    compilation_cache: str | None = None
+    """Folder in which compiled programs are kept for the next start."""
+    distributed: bool = False
+    """Be one of several processes; the three below are left out where the cluster tells."""
+    coordinator_address: str | None = None
+    """HOST:PORT of process 0."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which one this is, from 0."""
+
+    def start(self) -> None:
+        """Check the options; join the other processes; before anything else of JAX."""
+        if self.compilation_cache is not None:
+            jax.config.update("jax_compilation_cache_dir", self.compilation_cache)
+        of_processes = self.coordinator_address, self.num_processes, self.process_id
+        if self.distributed:
+            with refusing(ValueError, RuntimeError, say="--distributed: "):
+                distributed.start(*of_processes)
+        elif any(value is not None for value in of_processes):
+            raise Refusal(
+                "--coordinator-address, --num-processes and --process-id need --distributed."
+            )
+
+    def local(self) -> list[jax.Device]:
+        """Return the devices of this process that sampling and evaluation use."""
+        local = jax.local_devices()
+        return local[:1] if self.parallel == "jit" else local
+
+
+@dataclasses.dataclass(frozen=True)
+class Running(Devices):
+    """How a run is carried out; it may differ from one start to the next."""
+
     fsdp: int = 1
     """Devices that a state is split over; with mesh. 2 of 8 devices are a 4 x 2 mesh."""
     accumulate: int = 1
@@ -40,16 +74,6 @@ class Running:
     """Also log for TensorBoard."""
     profile_steps: int = 0
     """Steps of a profiler trace, after the first; its folder is `profile`."""
-    compilation_cache: str | None = None
-    """Folder in which compiled programs are kept for the next start."""
-    distributed: bool = False
-    """Be one of several processes; the three below are left out where the cluster tells."""
-    coordinator_address: str | None = None
-    """HOST:PORT of process 0."""
-    num_processes: int | None = None
-    """How many processes there are."""
-    process_id: int | None = None
-    """Which one this is, from 0."""
 
     def start(self) -> None:
         """Check the options; join the other processes; before anything else of JAX."""
@@ -61,19 +85,9 @@ class Running:
             raise Refusal(f"--profile-steps must be at least 0; got {self.profile_steps}.")
         if self.fsdp > 1 and self.parallel != "mesh":
             raise Refusal(f"--fsdp {self.fsdp} needs --parallel mesh; got {self.parallel}.")
-        if self.compilation_cache is not None:
-            jax.config.update("jax_compilation_cache_dir", self.compilation_cache)
-        of_processes = self.coordinator_address, self.num_processes, self.process_id
-        if not self.distributed:
-            if any(value is not None for value in of_processes):
-                raise Refusal(
-                    "--coordinator-address, --num-processes and --process-id need --distributed."
-                )
-            return
-        if self.parallel == "jit":
+        if self.distributed and self.parallel == "jit":
             raise Refusal("--distributed needs --parallel pmap or mesh; jit uses one device.")
-        with refusing(ValueError, RuntimeError, say="--distributed: "):
-            distributed.start(*of_processes)
+        super().start()
 
     def mode(self) -> Mode:
         """Return the parallel mode, or refuse."""
@@ -86,11 +100,6 @@ class Running:
             raise Refusal(f"--fsdp must divide the {count} devices; got {self.fsdp}.")
         mesh = make_mesh(count // self.fsdp, self.fsdp)
         return mode_of_mesh(mesh, fsdp=self.fsdp > 1)
-
-    def devices(self) -> list[jax.Device]:
-        """Return the devices of this process that sampling and evaluation use."""
-        local = jax.local_devices()
-        return local[:1] if self.parallel == "jit" else local
 
     def check_batch(self, batch_size: int, mode: Mode) -> None:
         """Refuse batches that the devices cannot share."""

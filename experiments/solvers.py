@@ -205,7 +205,7 @@ def digits_run(
     """
     from sklearn.svm import SVC
 
-    config, restored = digits.restore(Path(trained_run), option="--trained-run")
+    config, restored, params = digits.restore(Path(trained_run), option="--trained-run")
     train, held_out = (open_images(config, split) for split in ("train", "test"))
     if train.labels is None or held_out.labels is None:
         raise command.Refusal(f"--trained-run {trained_run} has images without labels to read.")
@@ -215,7 +215,7 @@ def digits_run(
     if directory is None:
         return
     full = preset == "full"
-    model, params = build_model(config, train), restored.state["ema"]
+    model = build_model(config, train)
     labels = np.arange(512 if full else 16) % (train.num_classes or 1)
     real, held = flat(train), flat(held_out)
     reader = SVC(gamma="scale").fit(real, train.labels)

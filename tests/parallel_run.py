@@ -1,6 +1,9 @@
 """Fifty updates in every parallel mode on eight forced devices; prints what they gave as JSON.
 
-Run by test_parallel.py in a process of its own, since the number of devices is fixed at the start.
+    parallel_run.py DTYPE                 one process of eight devices
+    parallel_run.py DTYPE PORT ID         process ID of two, of four devices each
+
+Run by test_parallel.py in processes of their own: the number of devices is fixed at the start.
 """
 
 import json
@@ -14,13 +17,15 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from jaxdiff import losses, nn, processes, training
-from jaxdiff.training import parallel
+from jaxdiff.training import distributed, parallel
 
 STEPS, BATCH = 50, 32
 
 
-def main(dtype):
+def main(dtype, port=None, process_id=None):
     jax.config.update("jax_enable_x64", dtype == "float64")
+    if port is not None:
+        distributed.start(f"localhost:{port}", 2, int(process_id))
     process = processes.cosine()
     module = nn.MLP(
         4, width=32, depth=2, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype)
@@ -30,6 +35,8 @@ def main(dtype):
     optimizer = optax.adamw(1e-3)
     loss_fn = losses.denoising(apply, process, prediction="v")
     batches = np.random.default_rng(0).normal(size=(STEPS, BATCH, 4)).astype(dtype)
+    share = BATCH // jax.process_count()
+    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     key = jax.random.key(0)
 
     def start():
@@ -42,24 +49,28 @@ def main(dtype):
     by_fsdp = parallel.make_mesh(1, 8)
     modes = {
         "jit": (parallel.jit(update()), start()),
+        "jit in parts": (parallel.jit(update(accumulate=4)), start()),
         "pmap": (parallel.pmap(update(axis_name=parallel.AXIS)), start()),
-        "mesh": (parallel.mesh(update(), by_data), start()),
+        "mesh": (parallel.mesh(update(), by_data), parallel.init(start, by_data)),
         "mesh fsdp": (
             parallel.mesh(update(), by_both, fsdp=True, donate=True),
             parallel.init(start, by_both, fsdp=True),
         ),
         "mesh all fsdp": (
-            parallel.mesh(update(), by_fsdp, fsdp=True),
-            parallel.place(start(), by_fsdp, fsdp=True),
+            parallel.mesh(update(accumulate=2), by_fsdp, fsdp=True),
+            parallel.init(start, by_fsdp, fsdp=True),
         ),
     }
+    if port is not None:  # collectives between processes are slow here
+        modes = {name: modes[name] for name in ("jit", "pmap", "mesh fsdp")}
     ends, losses_seen, placed = {}, {}, {}
     for name, (step, state) in modes.items():
         seen = []
+        rows = slice(None) if name.startswith("jit") else mine
         for batch in batches:
-            state, metrics = step(state, key, {"x0": batch})
+            state, metrics = step(state, key, {"x0": batch[rows]})
             seen.append(float(metrics["loss"]))
-        ends[name], losses_seen[name] = jax.device_get(state), seen
+        ends[name], losses_seen[name] = distributed.gather(state), seen
         placed[name] = state
 
     def distance(one, other):
@@ -67,17 +78,29 @@ def main(dtype):
         gap = sum(float(np.sum((a - b) ** 2)) for a, b in pairs)
         return float(np.sqrt(gap / sum(float(np.sum(b**2)) for _, b in pairs)))
 
-    # a run handed from mode to mode
-    state = start()
-    for i, batch in enumerate(batches):
-        step = modes[("jit", "mesh fsdp", "pmap", "mesh")[i // 13]][0]
-        state, _ = step(state, key, {"x0": batch})
-    ends["handed on"] = jax.device_get(state)
+    if port is None:  # a run handed from mode to mode, and several steps in one call
+        state = start()
+        for i, batch in enumerate(batches):
+            step = modes[("jit", "mesh fsdp", "pmap", "mesh")[i // 13]][0]
+            state, _ = step(state, key, {"x0": batch})
+        ends["handed on"] = jax.device_get(state)
+        for name, mode in {
+            "scanned jit": parallel.mode_of_one_device(),
+            "scanned pmap": parallel.mode_of_pmap(),
+            "scanned mesh": parallel.mode_of_mesh(by_both, fsdp=True),
+        }.items():
+            step = mode.compile(update(axis_name=mode.axis_name), donate=True, scanned=True)
+            state = jax.device_put(start(), mode.shardings(start()))
+            for five in batches.reshape(STEPS // 5, 5, BATCH, 4):
+                batch = mode.place_batch({"x0": five}, True)
+                state, metrics = step(state, parallel.everywhere(key, mode.whole), batch)
+            assert metrics["loss"].shape == (5,)
+            ends[name] = jax.device_get(state)
 
     def held(state):
         """Bytes on the first device over those of the whole state."""
         leaves = jax.tree.leaves(state)
-        first = jax.devices()[0]
+        first = jax.local_devices()[0]
         mine = sum(
             shard.data.nbytes
             for leaf in leaves
@@ -88,8 +111,9 @@ def main(dtype):
 
     refusals = {}
     for name, attempt in {
-        "rows": lambda: modes["pmap"][0](start(), key, {"x0": batches[0][:12]}),
-        "mesh rows": lambda: modes["mesh"][0](start(), key, {"x0": batches[0][:12]}),
+        "rows": lambda: modes["pmap"][0](start(), key, {"x0": batches[0][:11]}),
+        "mesh rows": lambda: parallel.place_batch({"x0": batches[0][:11]}, by_data),
+        "parts": lambda: parallel.jit(update(accumulate=5))(start(), key, {"x0": batches[0]}),
         "devices": lambda: parallel.make_mesh(3, 2),
         "axes": lambda: parallel.mesh(update(), jax.make_mesh((8,), ("rows",))),
         "explicit": lambda: parallel.mesh(
@@ -124,4 +148,4 @@ def main(dtype):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

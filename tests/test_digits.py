@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import bench, digits
+from experiments import bench, digits, streaming
 from experiments.image_model import PRESETS, open_images
 from experiments.running import Running
+from jaxdiff.data import batch_indices
+from jaxdiff.training.export import import_params
+
+pytestmark = pytest.mark.xdist_group("digits")
 
 ROOT = pathlib.Path(__file__).parent.parent
 FIGURES = ("samples.png", "noising.png", "reverse.png", "reverse.gif", "loss.png")
@@ -131,6 +135,93 @@ def test_sample_draws_the_asked_images(trained, capsys, tmp_path):
         assert np.asarray(image).shape == eight.shape
 
 
+def test_images_by_the_thousand_go_on_where_they_stopped(trained, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "PER_FILE", 16)
+    folder = tmp_path / "many"
+    options = ("sample", "--run-dir", trained, "--num-steps", 2, "--seed", 3, "--out", folder)
+    code, out, err = run(capsys, *options, "--num", 24)
+    assert code == 0, err
+    assert "24 images in 2 files, 0 of them there before" in out
+    first = listing(folder)
+    assert sorted(first) == ["00000000-00000016.npz", "00000016-00000024.npz", "samples.json"]
+    code, out, _ = run(capsys, *options, "--num", 40)
+    assert "40 images in 3 files, 1 of them there before" in out
+    assert listing(folder)["00000000-00000016.npz"] == first["00000000-00000016.npz"]
+    images, labels = streaming.read(folder)
+    assert images.shape == (40, 8, 8, 1)
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(labels, np.arange(40) % 10)
+    monkeypatch.setattr(streaming, "PER_FILE", 64)  # image i is the same in any file
+    whole = tmp_path / "whole"
+    run(capsys, *options[:-1], whole, "--num", 40)
+    gap = np.abs(streaming.read(whole)[0].astype(int) - images)
+    assert (gap > 0).mean() < 0.001  # a rounding may fall on the other side of a level
+    before = listing(folder)
+    code, _, err = run(capsys, *options, "--num", 40, "--sampler", "heun")
+    assert code == 1
+    assert "sampler ddim (asked heun)" in err
+    code, _, err = run(capsys, *options[:-1], tmp_path, "--num", 40)
+    assert "holds other files" in err
+    assert listing(folder) == before
+
+
+def test_averages_are_kept_chosen_made_and_exported(capsys, tmp_path):
+    config = dataclasses.replace(
+        PRESETS["smoke"], width=16, decay_steps=20, more_ema_decays=(0.5,), ema_stds=(0.05, 0.2)
+    )
+    running = Running(keep_every=5, keep_last=1)
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        config = dataclasses.replace(config, checkpoint_every=5)
+        digits.fit(config, open_images(config, "train"), tmp_path, running, progress=False)
+    exported = {}
+    for name, options in {
+        "main": (),
+        "kept": ("--ema", "0.5"),
+        "wide": ("--ema", "std_0.2"),
+        "made": ("--ema-std", "0.2"),
+        "other": ("--ema-std", "0.1"),
+        "raw": ("--raw",),
+    }.items():
+        out = tmp_path / "exported" / f"{name}.npz"
+        code, _, err = run(capsys, "export", "--run-dir", tmp_path, "--out", out, *options)
+        assert code == 0, err
+        params, record = import_params(out)
+        assert record["ema_stds"] == [0.05, 0.2]
+        exported[name] = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)])
+
+    def gap(one, other):
+        return np.linalg.norm(exported[one] - exported[other])
+
+    assert gap("made", "wide") < 1e-4 * gap("raw", "wide")  # kept, and found again
+    assert min(gap("other", "raw"), gap("other", "wide")) > 0  # how close: test_ema.py
+    assert 0 < gap("raw", "kept") < gap("raw", "main")
+    for options, said in (
+        (("--ema", "0.7"), "--ema must be one of main, 0.5, std_0.05, std_0.2; got 0.7"),
+        (("--ema-std", "0.5"), "--ema-std"),
+        (("--ema-std", "0.1", "--ema", "0.5"), "give one of them"),
+    ):
+        out = tmp_path / "no.npz"
+        code, _, err = run(capsys, "export", "--run-dir", tmp_path, "--out", out, *options)
+        assert code == 1
+        assert said in err
+        assert not out.exists()
+
+
+def test_a_step_that_is_not_finite_leaves_what_repeats_it(tmp_path, capsys):
+    code, _, err = run(
+        capsys,
+        *("train", "--preset", "smoke", "--run-dir", tmp_path, "--quiet"),
+        *("--learning-rate", "1e10", "--clip-norm", "1e10", "--warmup-steps", "0"),
+    )
+    assert code == 1
+    found = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert f"Step {found['step']} is not finite" in err
+    images = open_images(PRESETS["smoke"], "train")
+    indices = batch_indices(len(images), 32, 0, found["step"] - 1)
+    assert found["indices"] == indices.tolist()
+    assert len(found["key_data"]) == 2
+
+
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(trained, capsys, tmp_path):
     copy = tmp_path / "run"
     subprocess.run(["cp", "-r", trained, copy], check=True)
@@ -170,6 +261,25 @@ def test_another_config_is_refused_by_the_names_of_its_fields(trained, capsys):
         (("train", "--run-dir", "{tmp}", "--batch-size", "2000"), "`batch_size`"),
         (("train", "--run-dir", "{tmp}", "--patch-size", "3"), "`patch_size`"),
         (("train", "--run-dir", "{tmp}/file/x"), "file"),
+        (("train", "--run-dir", "{tmp}", "--fsdp", "2"), "--fsdp 2 needs --parallel mesh"),
+        (
+            ("train", "--run-dir", "{tmp}", "--parallel", "mesh", "--fsdp", "3"),
+            "--fsdp must divide",
+        ),
+        (("train", "--run-dir", "{tmp}", "--accumulate", "7"), "--batch-size must be a multiple"),
+        (("train", "--run-dir", "{tmp}", "--steps-per-call", "0"), "--steps-per-call"),
+        (("train", "--run-dir", "{tmp}", "--distributed"), "--distributed needs --parallel"),
+        (("train", "--run-dir", "{tmp}", "--process-id", "0"), "need --distributed"),
+        (
+            ("train", "--run-dir", "{tmp}", "--distributed", "--parallel", "pmap")
+            + ("--coordinator-address", "nowhere", "--num-processes", "2", "--process-id", "0"),
+            "HOST:PORT",
+        ),
+        (
+            ("train", "--run-dir", "{tmp}", "--distributed", "--parallel", "pmap")
+            + ("--num-processes", "2", "--process-id", "0"),
+            "`coordinator_address` must be given too",
+        ),
         (
             ("train", "--run-dir", "{tmp}", "--data", "mnist", "--data-dir", "{tmp}/none"),
             "{tmp}/none",

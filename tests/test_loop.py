@@ -1,4 +1,5 @@
 import itertools
+import json
 import os
 import signal
 
@@ -11,6 +12,7 @@ import pytest
 from jaxdiff import training
 from jaxdiff.training import loop, run
 from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.update import scan_steps
 
 OPTIMIZER = optax.adam(0.1)
 
@@ -23,7 +25,7 @@ def loss_fn(params, key, batch):
 UPDATE = jax.jit(training.make_update(loss_fn, OPTIMIZER, ema_decay=0.9))
 
 
-def train(folder, num_steps, step_fn=UPDATE, checkpoint_every=4):
+def train(folder, num_steps, step_fn=UPDATE, checkpoint_every=4, **options):
     state = training.init({"w": jnp.ones(())}, OPTIMIZER, ema_decay=0.9)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         restored = checkpoints.restore(target=state)
@@ -42,6 +44,7 @@ def train(folder, num_steps, step_fn=UPDATE, checkpoint_every=4):
                 log=log,
                 log_every=3,
                 checkpoint_every=checkpoint_every,
+                **options,
             )
         finally:
             log.close()
@@ -99,6 +102,107 @@ def test_a_loss_that_is_not_finite_stops_and_saves_nothing_of_it(tmp_path):
         train(tmp_path, 13, broken)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [4]
+
+
+def test_the_report_of_a_bad_step_says_what_repeats_it(tmp_path):
+    """Also where the bad step is neither logged nor saved."""
+
+    def broken(state, key, batch):
+        new, metrics = UPDATE(state, key, batch)
+        return new, {**metrics, "grad_norm": jnp.where(new.step == 5, jnp.inf, 1.0)}
+
+    with pytest.raises(loop.NotFinite, match="Step 5 is not finite: .*grad_norm=inf") as caught:
+        train(tmp_path, 13, broken, repeat=lambda step: {"indices": [step, 7]})
+    assert caught.value.details["step"] == 5
+    assert caught.value.details["indices"] == [5, 7]
+    assert json.loads(json.dumps(caught.value.details))["values"]["grad_norm"] == "inf"
+
+
+def test_bad_steps_may_be_skipped_and_are_said(tmp_path, capsys):
+    def now_and_then(state, key, batch):
+        new, metrics = UPDATE(state, key, batch)
+        bad = new.step % 4 == 1
+        return new, {**metrics, "loss": jnp.where(bad, jnp.nan, metrics["loss"])}
+
+    train(tmp_path, 13, now_and_then, skip_nonfinite=True)
+    said = capsys.readouterr().err
+    assert [f"Step {i} is not finite and was skipped" in said for i in (1, 5, 9, 13)] == [True] * 4
+    assert "Step 4 " not in said
+
+    def always(state, key, batch):
+        new, metrics = UPDATE(state, key, batch)
+        return new, {**metrics, "loss": jnp.nan * metrics["loss"]}
+
+    (tmp_path / "always").mkdir()
+    with pytest.raises(loop.NotFinite, match=f"Step {loop.MAX_SKIPPED} is not finite"):
+        train(tmp_path / "always", 1000, always, skip_nonfinite=True)
+
+
+def test_saves_come_at_the_same_steps_however_many_a_call_makes():
+    for start, num_steps, every, per_call in ((0, 13, 4, 3), (5, 40, 10, 8), (0, 6, 100, 3)):
+        lengths = list(loop.call_lengths(start, num_steps, every, per_call))
+        ends = start + np.cumsum(lengths)
+        assert ends[-1] == num_steps
+        assert set(lengths) <= {1, per_call}
+        assert set(range(every * (start // every + 1), num_steps, every)) <= set(ends)
+
+
+def test_several_steps_a_call_log_and_save_what_single_ones_do(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "many").mkdir()
+    train(tmp_path / "one", 13)
+    scanned = jax.jit(scan_steps(training.make_update(loss_fn, OPTIMIZER, ema_decay=0.9)))
+    train(tmp_path / "many", 13, scan_fn=scanned, steps_per_call=3)
+    one, many = (run.read_metrics(tmp_path / name / run.METRICS) for name in ("one", "many"))
+    assert [line["step"] for line in many] == [line["step"] for line in one] == [3, 6, 9, 12, 13]
+    for a, b in zip(one, many, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-12)
+    found = [Checkpoints(tmp_path / name / "checkpoints").restore() for name in ("one", "many")]
+    for a, b in zip(*(jax.tree.leaves(each.state) for each in found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_batches_are_placed_before_they_are_wanted():
+    placed, asked = [], []
+
+    def place(batch, scanned):
+        placed.append(batch["x0"].tolist())
+        return batch
+
+    batches = ({"x0": np.full(1, i)} for i in range(10))
+    for length, _ in loop.feed(batches, iter([1] * 5), place, ahead=2):
+        asked.append(length)
+        assert len(placed) == min(len(asked) + 2, 5)
+    assert placed == [[0], [1], [2], [3], [4]]
+
+
+def test_a_profile_and_tensorboard_leave_their_files(tmp_path):
+    train(tmp_path, 6, profile=(tmp_path / "profile", 2))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    log = run.MetricsLog(tmp_path / run.METRICS, after=0, tensorboard=tmp_path / "board")
+    log.write({"step": 1, "loss": 2.0})
+    log.close()
+    (events,) = (tmp_path / "board").iterdir()
+    assert b"loss" in events.read_bytes()
+
+
+def test_checkpoints_hold_the_mean_loss_since_the_one_before(tmp_path):
+    train(tmp_path, 8, checkpoint_every=4)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.best("loss") in (4, 8)
+        assert checkpoints.best("no such metric") is None
+    found = json.loads((tmp_path / "checkpoints" / "8" / "metrics.json").read_text())
+    assert found["loss"] > 0
+
+
+def test_the_best_checkpoint_stays(tmp_path):
+    values = {1: 3.0, 2: 1.0, 3: 2.0, 4: 2.5, 5: 2.2}
+    with Checkpoints(tmp_path, keep_last=2, keep_best="loss") as checkpoints:
+        for step, value in values.items():
+            checkpoints.save(step, {"w": jnp.ones(2)}, metrics={"loss": value})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 4, 5]
+        assert checkpoints.best("loss") == 2
 
 
 def test_the_hash_counts_the_mathematics_only():

@@ -6,6 +6,7 @@ import pytest
 
 from jaxdiff import losses, numerics, processes, timesteps, training
 from jaxdiff.training import make_update, parallel
+from jaxdiff.training.update import scan_steps
 
 KEY = jax.random.key(0)
 BATCH = {"x0": jax.random.normal(jax.random.key(1), (16, 3))}
@@ -97,6 +98,76 @@ def test_a_donated_state_gives_the_same_update():
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(given), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not params["w"].is_deleted()
+
+
+@pytest.mark.parametrize("accumulate", [2, 8])
+def test_a_gradient_in_parts_is_that_of_the_whole(accumulate):
+    optimizer = optax.adam(0.1)
+    process = processes.vp()
+
+    def apply(params, x_t, t, cond=None, *, key=None):
+        return jnp.tanh(x_t * params["w"][None])
+
+    loss_fn = losses.denoising(apply, process, times=timesteps.draw_stratified())
+    whole, whole_metrics = make_update(loss_fn, optimizer, ema_decay=0.9)(
+        start(optimizer), KEY, BATCH
+    )
+    parts, metrics = make_update(loss_fn, optimizer, ema_decay=0.9, accumulate=accumulate)(
+        start(optimizer), KEY, BATCH
+    )
+    np.testing.assert_allclose(metrics["loss"], whole_metrics["loss"], rtol=1e-12)
+    for got, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-10)
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused():
+    optimizer = optax.sgd(0.1)
+    with pytest.raises(ValueError, match="`accumulate` must be at least 1"):
+        make_update(noisy_loss, optimizer, ema_decay=0.9, accumulate=0)
+    with pytest.raises(ValueError, match="`accumulate` must divide the batch.*got 3 for 16"):
+        make_update(noisy_loss, optimizer, ema_decay=0.9, accumulate=3)(
+            start(optimizer), KEY, BATCH
+        )
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_may_be_skipped(where):
+    def loss_fn(params, key, batch):
+        error = (batch["x0"] @ params["w"]) ** 2
+        root = jnp.sqrt(jnp.abs(batch["bad"]) * params["w"].sum() ** 2)  # slope inf at 0 in w = 0
+        return error + (jnp.where(batch["bad"] > 0, jnp.inf, 0.0) if where == "loss" else root), {}
+
+    optimizer = optax.adam(0.1)
+    update = jax.jit(make_update(loss_fn, optimizer, ema_decay=0.9, skip_nonfinite=True))
+    state = start(optimizer)
+    if where == "gradient":
+        state = state._replace(params={"w": jnp.array([1.0, -1.0, 0.0])})
+    good, bad = ({**BATCH, "bad": jnp.full(16, value)} for value in (0.0, 1.0))
+    if where == "loss":
+        state, _ = update(state, KEY, good)
+    skipped, metrics = update(state, KEY, bad)
+    values = [float(metrics[name]) for name in ("loss", "grad_norm")]
+    assert not np.isfinite(values).all()
+    assert int(skipped.step) == int(state.step) + 1
+    for name in ("params", "ema", "opt_state"):
+        old, new = (jax.tree.leaves(getattr(each, name)) for each in (state, skipped))
+        for a, b in zip(old, new, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_several_steps_in_one_call_are_the_steps_one_by_one():
+    optimizer = optax.adam(0.1)
+    update = make_update(noisy_loss, optimizer, ema_decay=0.9)
+    batches = jax.random.normal(jax.random.key(2), (4, 16, 3))
+    one = start(optimizer)
+    seen = []
+    for batch in batches:
+        one, metrics = update(one, KEY, {"x0": batch})
+        seen.append(metrics["loss"])
+    many, metrics = jax.jit(scan_steps(update))(start(optimizer), KEY, {"x0": batches})
+    np.testing.assert_allclose(metrics["loss"], jnp.stack(seen), rtol=1e-12)
+    for got, wanted in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-12)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.1, float("nan"), {"a": 0.5, "b": 2.0}])

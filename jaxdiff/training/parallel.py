@@ -23,6 +23,7 @@ from jaxdiff.training.placement import (
     FSDP,
     check_batch,
     check_mesh,
+    everywhere,
     init,
     make_mesh,
     place,
@@ -30,13 +31,14 @@ from jaxdiff.training.placement import (
     shardings,
     spread,
 )
-from jaxdiff.training.update import Update, scan_steps
+from jaxdiff.training.update import Update, gathering, scan_steps
 from jaxdiff.typing import Batch, PyTree
 
 __all__ = [
     "AXIS",
     "FSDP",
     "Mode",
+    "everywhere",
     "init",
     "jit",
     "make_mesh",
@@ -150,11 +152,22 @@ def mode_of_mesh(mesh: Mesh, *, fsdp: bool = False) -> Mode:
     def placed(state: PyTree) -> PyTree:
         return shardings(state, mesh, fsdp=fsdp)
 
+    @jax.custom_vjp
+    def gather(params: PyTree) -> PyTree:
+        return jax.lax.with_sharding_constraint(params, whole)
+
+    # Left alone XLA would split the layers' work by the parameters' axes, not by the batch's.
+    gather.defvjp(
+        lambda params: (gather(params), None),
+        lambda _, grads: (jax.lax.with_sharding_constraint(grads, placed(grads)),),
+    )
+
     def compiled(update: Update, *, donate: bool = False, scanned: bool = False) -> Update:
         many = scan_steps(update) if scanned else update
 
         def kept_in_place(state: PyTree, key: Any, batch: Batch) -> Any:
-            state, metrics = many(state, key, batch)
+            with gathering(gather if fsdp else lambda params: params):
+                state, metrics = many(state, key, batch)
             return (
                 jax.lax.with_sharding_constraint(state, placed(state)),
                 jax.lax.with_sharding_constraint(metrics, whole),
@@ -270,7 +283,7 @@ def _placing(mode: Mode, update: Update, donate: bool) -> Update:
         batch = mode.place_batch(batch)
         # a state that another mode left elsewhere is fetched; one of this mode is where it was
         state = jax.device_put(state, mode.shardings(state))
-        return compiled(state, jax.device_put(key, mode.whole), batch)
+        return compiled(state, everywhere(key, mode.whole), batch)
 
     return step
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from jaxdiff.typing import Array, Batch, PyTree
+from jaxdiff.typing import Array, Batch, Key, PyTree
 
 AXIS = "data"
 """The axis of `parallel.pmap`, and of the mesh that a batch alone is split over."""
@@ -119,6 +119,15 @@ def spread(batch: Batch, mesh: Mesh, *, axis: int = 0) -> Batch:
         return jax.make_array_from_process_local_data(rows, np.asarray(x))
 
     return jax.tree.map(of_leaf, batch)
+
+
+def everywhere(key: Key, sharding: Sharding) -> Key:
+    """Return a key that every process holds where `sharding` says, on all of its devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(key, sharding)
+    data = np.asarray(jax.random.key_data(key))
+    spread_out = jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
+    return jax.random.wrap_key_data(spread_out, impl=jax.random.key_impl(key))
 
 
 def check_batch(batch: Batch, count: int, *, axis: int = 0) -> None:

@@ -1,6 +1,8 @@
 """The training state and the one pure update, which every parallel mode runs."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -97,7 +99,7 @@ def make_update(
         raise ValueError(f"`accumulate` must be at least 1; got {accumulate}.")
 
     def mean_loss(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        loss, metrics = loss_fn(params, key, batch)
+        loss, metrics = loss_fn(_gather.get()(params), key, batch)
         metrics = {"loss": loss, **metrics}
         return jnp.mean(loss), {name: jnp.mean(value) for name, value in metrics.items()}
 
@@ -150,6 +152,24 @@ def make_update(
         return new, metrics
 
     return update
+
+
+_gather: contextvars.ContextVar[Callable[[PyTree], PyTree]] = contextvars.ContextVar(
+    "gather", default=lambda params: params
+)
+
+
+@contextlib.contextmanager
+def gathering(gather: Callable[[PyTree], PyTree]) -> Iterator[None]:
+    """While tracing, say how parameters that are split over devices are made whole for the loss.
+
+    A mesh enters it; updates need not know.
+    """
+    token = _gather.set(gather)
+    try:
+        yield
+    finally:
+        _gather.reset(token)
 
 
 def scan_steps(update: Update) -> Update:

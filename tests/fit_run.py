@@ -1,0 +1,41 @@
+"""Train a tiny digits model for some steps, without a report: a run that tests kill and move.
+
+    fit_run.py FOLDER NUM_STEPS CHECKPOINT_EVERY [RUNNING as JSON]
+
+Run in a process of its own by test_crashes.py; exits as the command line would.
+"""
+
+import json
+import pathlib
+import sys
+
+from experiments import command, digits
+from experiments.image_model import Config, open_images
+from experiments.running import Running
+
+
+def main(folder, num_steps, checkpoint_every, running="{}"):
+    running = Running(**json.loads(running))
+    config = Config(
+        width=16,
+        depth=1,
+        patch_size=4,
+        batch_size=32,
+        num_steps=int(num_steps),
+        decay_steps=60,
+        warmup_steps=5,
+        checkpoint_every=int(checkpoint_every),
+        log_every=1,
+    )
+
+    def train():
+        running.start()
+        images = open_images(config, "train")
+        with command.compiling_for("smoke"):
+            digits.fit(config, images, pathlib.Path(folder), running, progress=False)
+
+    return command.run("fit", train, [])
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

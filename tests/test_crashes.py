@@ -1,0 +1,149 @@
+"""Runs killed, moved to other devices and spread over processes end as the unharmed one."""
+
+import functools
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_parallel import finish, free_port, start
+
+from jaxdiff.training import run as runs
+from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.loop import STOPPED_EXIT_CODE
+
+pytestmark = pytest.mark.xdist_group("crashes")
+
+HERE = pathlib.Path(__file__).parent
+SCRIPT = HERE / "fit_run.py"
+STEPS = 60
+
+
+def fit(folder, num_steps=STEPS, devices=1, **running):
+    finish([start(devices, SCRIPT, folder, num_steps, 20, json.dumps(running))])
+    return Checkpoints(folder / "checkpoints").restore()
+
+
+@functools.cache
+def unharmed():
+    with tempfile.TemporaryDirectory() as folder:
+        restored = fit(pathlib.Path(folder))
+        return restored.state, runs.read_metrics(pathlib.Path(folder) / runs.METRICS)
+
+
+def distance(one, other):
+    pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+    gap = sum(float(np.sum((a - b) ** 2)) for a, b in pairs)
+    return (gap / sum(float(np.sum(b**2)) for _, b in pairs)) ** 0.5
+
+
+def losses(metrics):
+    return {line["step"]: line["loss"] for line in metrics}
+
+
+def killed_again_and_again(folder, seed, kills, command):
+    """Start a command, kill it `kills` times, let it end; return its exit code and stderr."""
+    rng = random.Random(seed)
+    moments = [rng.uniform(0.0, 1.0) for _ in range(kills)]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
+    for moment in [*moments, None]:
+        running = subprocess.Popen(
+            command,
+            cwd=HERE.parent,
+            env=env,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        if moment is None:
+            _, err = running.communicate(timeout=300)
+            return running.returncode, err
+        before = progress_of(folder)
+        while progress_of(folder) == before and running.poll() is None:
+            time.sleep(0.002)  # until it has made a step or begun a save
+        time.sleep(moment * 0.25)
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+    raise AssertionError
+
+
+def progress_of(folder):
+    """What a run has left on disk, so that a change shows that it is at work."""
+    metrics = folder / runs.METRICS
+    checkpoints = folder / "checkpoints"
+    names = sorted(os.listdir(checkpoints)) if checkpoints.exists() else []
+    return (metrics.stat().st_size if metrics.exists() else 0, names)
+
+
+def kill_and_compare(folder, seed, kills):
+    command = [sys.executable, str(SCRIPT), str(folder), str(STEPS), "5"]
+    code, err = killed_again_and_again(folder, seed, kills, command)
+    assert code == 0, err
+    state, metrics = unharmed()
+    restored = Checkpoints(folder / "checkpoints").restore()
+    assert restored.step == STEPS
+    for (path, got), (_, wanted) in zip(
+        *(jax.tree.leaves_with_path(each) for each in (restored.state, state)), strict=True
+    ):
+        np.testing.assert_array_equal(got, wanted, err_msg=jax.tree_util.keystr(path))
+    # every step was made once, of the same batch and noise
+    assert losses(runs.read_metrics(folder / runs.METRICS)) == losses(metrics)
+
+
+def test_a_run_killed_at_three_moments_ends_with_the_bits_of_the_unharmed_one(tmp_path):
+    kill_and_compare(tmp_path / "run", seed=0, kills=3)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_moments_ends_with_the_bits_of_the_unharmed_one(tmp_path):
+    kill_and_compare(tmp_path / "run", seed=1, kills=20)
+
+
+def test_a_run_moves_from_one_device_to_a_mesh_of_eight_to_pmap_on_four(tmp_path):
+    fit(tmp_path, 20)
+    fit(tmp_path, 40, devices=8, parallel="mesh", fsdp=2)
+    moved = fit(tmp_path, devices=4, parallel="pmap")
+    state, metrics = unharmed()
+    for name in ("params", "ema"):
+        gap = distance(moved.state[name], state[name])
+        print(f"{name} differ by {gap:.1e}")
+        assert gap < 1e-5
+    assert [line["step"] for line in runs.read_metrics(tmp_path / runs.METRICS)] == [
+        line["step"] for line in metrics
+    ]
+
+
+def test_two_processes_of_four_devices_save_one_run_and_resume_it(tmp_path):
+    for num_steps, mode in ((20, {"parallel": "pmap"}), (40, {"parallel": "mesh", "fsdp": 8})):
+        others = {"coordinator_address": f"localhost:{free_port()}", "num_processes": 2}
+        options = [
+            {**mode, "distributed": True, **others, "process_id": process_id}
+            for process_id in range(2)
+        ]
+        finish([start(4, SCRIPT, tmp_path, num_steps, 20, json.dumps(each)) for each in options])
+    ended = fit(tmp_path)  # by one process on one device
+    state, metrics = unharmed()
+    assert distance(ended.state["params"], state["params"]) < 1e-5
+    found = losses(runs.read_metrics(tmp_path / runs.METRICS))
+    assert found == pytest.approx(losses(metrics), rel=1e-4)
+
+
+def test_sigterm_saves_and_exits_with_its_own_code(tmp_path):
+    running = start(1, SCRIPT, tmp_path, 100_000, 100_000)
+    while not (tmp_path / runs.METRICS).exists() or not runs.read_metrics(tmp_path / runs.METRICS):
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == STOPPED_EXIT_CODE
+    assert "Stopped by SIGTERM after step" in err
+    (step,) = Checkpoints(tmp_path / "checkpoints").steps()
+    assert f"after step {step}," in err
