@@ -14,7 +14,7 @@ run: .venv/train
 	$(BIN)/python -m experiments.digits train --preset $(PRESET) --run-dir $(RUN_DIR)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev
 	$(BIN)/ruff check .

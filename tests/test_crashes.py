@@ -20,8 +20,6 @@ from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.loop import STOPPED_EXIT_CODE
 
-pytestmark = pytest.mark.xdist_group("crashes")
-
 HERE = pathlib.Path(__file__).parent
 SCRIPT = HERE / "fit_run.py"
 STEPS = 60

@@ -20,8 +20,6 @@ from experiments.running import Running
 from jaxdiff.data import batch_indices
 from jaxdiff.training.export import import_params
 
-pytestmark = pytest.mark.xdist_group("digits")
-
 ROOT = pathlib.Path(__file__).parent.parent
 FIGURES = ("samples.png", "noising.png", "reverse.png", "reverse.gif", "loss.png")
 

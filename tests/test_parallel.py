@@ -10,8 +10,6 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("parallel")
-
 HERE = pathlib.Path(__file__).parent
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 SHARED = ("pmap", "mesh fsdp")
