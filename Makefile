@@ -1,5 +1,6 @@
 # make run    trains on real digits, judges and draws the model: see runs/digits/report.md
-# make test   checks everything
+# make test   checks everything but what takes minutes
+# make test-all   checks that too: a run killed twenty times, every experiment's smoke preset
 # Both install what they need into .venv from PyPI, at the versions of .constraints.txt.
 
 PYTHON  ?= python3
@@ -7,7 +8,7 @@ PRESET  ?= full
 RUN_DIR ?= runs/digits$(if $(filter-out full,$(PRESET)),-$(PRESET))
 BIN     := .venv/bin
 
-.PHONY: run test lint clean
+.PHONY: run test test-all lint clean
 .DELETE_ON_ERROR:
 
 run: .venv/train
@@ -15,6 +16,9 @@ run: .venv/train
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-all: test
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 lint: .venv/dev
 	$(BIN)/ruff check .
