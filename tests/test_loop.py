@@ -128,6 +128,8 @@ def test_bad_steps_may_be_skipped_and_are_said(tmp_path, capsys):
     said = capsys.readouterr().err
     assert [f"Step {i} is not finite and was skipped" in said for i in (1, 5, 9, 13)] == [True] * 4
     assert "Step 4 " not in said
+    logged = [line["step"] for line in run.read_metrics(tmp_path / run.METRICS)]
+    assert logged == [3, 6, 12]  # of 3, 6, 9, 12, 13
 
     def always(state, key, batch):
         new, metrics = UPDATE(state, key, batch)

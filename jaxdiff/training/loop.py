@@ -227,7 +227,8 @@ def fit(
                 rates = work.rates((step - clock[1]) / (now - clock[0])) if step > clock[1] else {}
                 clock = now, step
                 for number in values:
-                    if number % log_every == 0 or number == num_steps:
+                    due = number % log_every == 0 or number == num_steps
+                    if due and _is_finite(values[number]):  # others are said on stderr
                         newest = rates if number > step - length else {}
                         log.write({"step": number, **values[number], **newest})
                 bar.set_postfix(loss=f"{values[step]['loss']:.4f}")
@@ -242,9 +243,13 @@ def fit(
     return state
 
 
+def _is_finite(values: Mapping[str, float]) -> bool:
+    return all(map(math.isfinite, values.values()))
+
+
 def _means(values: list[dict[str, float]]) -> dict[str, float]:
     """Return the mean of each metric over the steps that have it finite."""
-    finite = [each for each in values if all(map(math.isfinite, each.values()))]
+    finite = [each for each in values if _is_finite(each)]
     names = finite[-1] if finite else {}
     return {name: math.fsum(each[name] for each in finite) / len(finite) for name in names}
 
@@ -275,7 +280,7 @@ class _Unread:
                 found[first + i + 1] = {name: float(v[i]) for name, v in columns.items()}
         self._held = []
         for step, values in found.items():
-            if all(math.isfinite(value) for value in values.values()):
+            if _is_finite(values):
                 self._skipped = 0
                 continue
             self._skipped += 1
