@@ -67,15 +67,15 @@ def build_schedule(config: TrainingConfig) -> optax.Schedule:
     """The learning rate by step; a config without a `schedule` falls by a cosine."""
     decay_steps = config.decay_steps or config.num_steps
     peak, warmup = config.learning_rate, min(config.warmup_steps, decay_steps - 1)
-    name = getattr(config, "schedule", "cosine")
+    rise, name = max(warmup, 1), getattr(config, "schedule", "cosine")
     if name == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, decay_steps, 0.01 * peak)
     after = {
         "linear": optax.linear_schedule(peak, 0.01 * peak, decay_steps - warmup),
         "constant": optax.constant_schedule(peak),
-        "inverse_sqrt": lambda count: peak * jnp.sqrt(max(warmup, 1) / (max(warmup, 1) + count)),
+        "inverse_sqrt": lambda count: peak * jnp.sqrt(rise / (rise + jnp.maximum(count, 0))),
     }[name]
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), after], [warmup])
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, rise), after], [warmup])
 
 
 def ema_decays(config: TrainingConfig) -> ema.EmaDecay:

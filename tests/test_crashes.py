@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from test_parallel import finish, free_port, start
 
+from experiments import streaming
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.loop import STOPPED_EXIT_CODE
@@ -132,6 +133,29 @@ def test_two_processes_of_four_devices_save_one_run_and_resume_it(tmp_path):
     assert distance(ended.state["params"], state["params"]) < 1e-5
     found = losses(runs.read_metrics(tmp_path / runs.METRICS))
     assert found == pytest.approx(losses(metrics), rel=1e-4)
+
+
+def test_images_are_the_same_by_one_device_eight_and_two_processes(tmp_path):
+    fit(tmp_path / "run", 20)
+
+    def sample(name, devices, options):
+        command = ("-m", "experiments.digits", "sample", "--run-dir", tmp_path / "run", "--quiet")
+        what = ("--num", 1100, "--num-steps", 2, "--out", tmp_path / name)
+        finish([start(devices, *command, *what, *each) for each in options])
+        return streaming.read(tmp_path / name)
+
+    images, labels = sample("one", 1, [()])
+    assert images.shape == (1100, 8, 8, 1)
+    assert images.std() > 10
+    others = ("--coordinator-address", f"localhost:{free_port()}", "--num-processes", 2)
+    shared = [("--parallel", "mesh", "--distributed", *others, "--process-id", i) for i in range(2)]
+    for name, devices, options in (("eight", 8, [("--parallel", "mesh")]), ("two", 4, shared)):
+        found, found_labels = sample(name, devices, options)
+        np.testing.assert_array_equal(found_labels, labels)
+        differing = (found != images).mean()
+        print(f"{name}: {differing:.1e} of the pixels differ")
+        assert differing < 1e-3  # a rounding may fall on the other side of a level
+        assert np.abs(found.astype(int) - images).max() <= 16  # by one of the 17 levels
 
 
 def test_sigterm_saves_and_exits_with_its_own_code(tmp_path):

@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 
 from experiments import bench, digits, streaming
+from experiments.fitting import build_schedule
 from experiments.image_model import PRESETS, open_images
 from experiments.running import Running
 from jaxdiff.data import batch_indices
 from jaxdiff.training.export import import_params
+from jaxdiff.training.run import read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 FIGURES = ("samples.png", "noising.png", "reverse.png", "reverse.gif", "loss.png")
@@ -203,6 +205,46 @@ def test_averages_are_kept_chosen_made_and_exported(capsys, tmp_path):
         assert code == 1
         assert said in err
         assert not out.exists()
+
+
+def test_bfloat16_computes_and_float32_is_kept(tmp_path, trained):
+    """Also: recomputed blocks, gradients in parts, several steps a call change no mathematics."""
+    config = dataclasses.replace(PRESETS["smoke"], decay_steps=20, dtype="bfloat16", remat=True)
+    cache = tmp_path / "cache"
+    running = Running(accumulate=2, steps_per_call=5, compilation_cache=str(cache))
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        running.start()
+        digits.fit(config, open_images(config, "train"), tmp_path, running, progress=False)
+        jax.config.update("jax_compilation_cache_dir", None)
+        _, restored, _ = digits.restore(tmp_path)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(restored.state)}
+    assert dtypes == {np.dtype(np.float32), np.dtype(np.int32)}
+    lines, in_float32 = (read_metrics(each / "metrics.jsonl") for each in (tmp_path, trained))
+    assert [line["step"] for line in lines] == [5, 10, 15, 20]
+    for line, other in zip(lines, in_float32, strict=True):
+        assert line["loss"] != other["loss"]
+        assert line["loss"] == pytest.approx(other["loss"], rel=0.02)
+        assert line.get("model_flops_per_second", 1.0) > 0
+    assert "model_flops_per_second" in lines[-1]
+    assert any(cache.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "half", "end"),
+    [
+        ("cosine", 0.505, 0.01),
+        ("linear", 0.505, 0.01),
+        ("constant", 1.0, 1.0),
+        ("inverse_sqrt", (10 / 55) ** 0.5, (10 / 100) ** 0.5),
+    ],
+)
+def test_learning_rates_rise_and_go_on_as_named(schedule, half, end):
+    config = dataclasses.replace(
+        PRESETS["full"], schedule=schedule, num_steps=100, warmup_steps=10, learning_rate=1.0
+    )
+    rate = build_schedule(config)
+    for step, wanted in ((0, 0.0), (5, 0.5), (10, 1.0), (55, half), (100, end)):
+        assert float(rate(step)) == pytest.approx(wanted, abs=1e-6), step
 
 
 def test_a_step_that_is_not_finite_leaves_what_repeats_it(tmp_path, capsys):
