@@ -138,15 +138,15 @@ class Model(NamedTuple):
         return denoisers.from_network(partial(self.apply, params), self.process, self.prediction)
 
 
-def build_model(config: Config) -> Model:
-    """Make target, process and network; refuse what they refuse."""
+def build_model(config: Config, process: Process | None = None) -> Model:
+    """Make target, process unless one is given, and network; refuse what they refuse."""
 
     def make() -> nnx.Module:
         return nn.MLP(2, width=config.width, depth=config.depth, rngs=nnx.Rngs(config.seed))
 
     with refusing(ValueError):
         init_params, apply = nn.deferred(make)
-    process = PROCESSES[config.process]()
+    process = PROCESSES[config.process]() if process is None else process
     apply = nn.on_log_snr(apply, process.log_snr)
     return Model(make_target(config.target), process, init_params, apply, config.prediction)
 
