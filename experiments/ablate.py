@@ -15,8 +15,7 @@ import dataclasses
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,44 +30,74 @@ from experiments.command import Refusal, refusing
 Folder = Annotated[str, tyro.conf.Positional]
 
 
-def run_ablation(
-    run_dir: str,
-    name: str,
-    seeds: int | None = None,
-    seed: int | None = None,
-    preset: Literal["full", "smoke"] = "full",
-    only: tuple[str, ...] = (),
-    shard: str = "0/1",
-    quiet: bool = False,
+def command_of(name: str) -> Callable[..., None]:
+    """Return the command of an ablation of the catalogue, or of `module:attribute`."""
+
+    def run(
+        run_dir: str,
+        seeds: int | None = None,
+        seed: int | None = None,
+        preset: Literal["full", "smoke"] = "full",
+        only: tuple[str, ...] = (),
+        shard: str = "0/1",
+        quiet: bool = False,
+    ) -> None:
+        """Run an ablation, or go on with it, and report what is done.
+
+        Args:
+            run_dir: Folder of the results; the same command on it goes on.
+            seeds: How many seeds; as many as the preset has unless given.
+            seed: The first of them.
+            preset: How much.
+            only: Run the groups that hold AXIS=VALUE; several of one axis are alternatives.
+            shard: i/n: every n-th group, from the i-th on; i counts from 0, or from 1.
+            quiet: Show no progress bar.
+        """
+        ablation = resolve(name, preset, seeds, seed)
+        chosen = store.chosen(ablation, parse_only(ablation, only), parse_shard(shard))
+        resolved, tag = record(name, preset, ablation), shard.replace("/", "of")
+        run_groups(Path(run_dir), resolved, ablation, chosen, tag, quiet)
+
+    if name in MAKERS:
+        question, what = MAKERS[name]()["full"].question, (run.__doc__ or "").partition("\n")
+        run.__doc__ = f"{question}\n{what[2]}"
+    return run
+
+
+def run_groups(
+    directory: Path,
+    resolved: Mapping[str, Any],
+    ablation: Ablation,
+    chosen: Sequence[Group],
+    tag: str = "",
+    quiet: bool = True,
 ) -> None:
-    """Run an ablation, or go on with it, and report what is done.
+    """Run what is left of chosen groups and report all that is done.
 
     Args:
-        run_dir: Folder of the results; the same command on it goes on.
-        name: Which one.
-        seeds: How many seeds; as many as the preset has unless given.
-        seed: The first of them.
-        preset: How much.
-        only: Run the groups that hold AXIS=VALUE only; several of one axis are alternatives.
-        shard: i/n: every n-th group, from the i-th on; i counts from 0, or from 1.
-        quiet: Show no progress bar.
+        directory: of the results.
+        resolved: the record of the ablation.
+        ablation: what to run.
+        chosen: its groups, or some of them.
+        tag: tells machines that write to one directory from each other.
+        quiet: show no progress bar.
     """
-    ablation = resolve(name, preset, seeds, seed)
-    chosen = store.chosen(ablation, parse_only(ablation, only), parse_shard(shard))
-    resolved, directory, tag = record(name, preset, ablation), Path(run_dir), shard.replace("/", "of")
     store.claim(directory, resolved, tag)
     left = [g for g in chosen if not store.group_path(directory, g.index).exists()]
     if not left and report.is_finished(directory, ablation):
         print(f"Report: {directory / command.REPORT}")
         return
-    with stopping(), command.compiling_for(preset):
+    with stopping(), command.compiling_for(resolved["preset"]):
         for group in left:
+            if store.group_path(directory, group.index).exists():  # done elsewhere meanwhile
+                continue
             with bar(group, quiet) as tick:
                 result = judging.run_group(ablation, group, tick)
             store.write_group(directory, group, result, tag)
             seconds = sum(result["seconds"].values())
             print(f"group {group.index}, {group.title}: {seconds:.1f} s", flush=True)
-    count, total = report.write(directory, resolved, ablation, tag), len(groups(ablation))
+        count = report.write(directory, resolved, ablation, tag)
+    total = len(groups(ablation))
     if count < total:
         print(f"{count} of {total} groups are done.")
     if count:
@@ -161,7 +190,9 @@ def table_differs(path: Path, ablation: Ablation, results: dict[int, Any]) -> in
         found = (path / store.RESULTS).read_text().splitlines()
     except OSError as error:
         raise Refusal(f"{path / store.RESULTS} cannot be read: {error.strerror}.") from error
-    wrong = [i for i in range(max(len(wanted), len(found))) if wanted[i : i + 1] != found[i : i + 1]]
+    wrong = [
+        i for i in range(max(len(wanted), len(found))) if wanted[i : i + 1] != found[i : i + 1]
+    ]
     for i in wrong:
         print(f"   DIFFERS  {store.RESULTS} line {i + 1}: {''.join(found[i : i + 1]) or 'missing'}")
     return len(wrong)
@@ -265,19 +296,16 @@ def bar(group: Group, quiet: bool) -> Iterator[Callable[[int], None]]:
     from tqdm import tqdm
 
     disable = quiet or not sys.stderr.isatty()
-    with tqdm(total=group.config.num_steps, disable=disable, desc=group.title, leave=False) as shown:
+    with tqdm(
+        total=group.config.num_steps, disable=disable, desc=group.title, leave=False
+    ) as shown:
         yield shown.update
 
 
 def main(argv: list[str]) -> int:
     """Run the command line."""
-    names = list(MAKERS)
-    if argv and ":" in argv[0]:
-        argv, names = ["custom", "--name", *argv], names
-        argv = [argv[0], *argv[3:], *argv[1:3]]
-    commands: dict[str, Callable[..., None]] = {}
-    for name in names:
-        commands[name] = partial(run_ablation, name=name)
+    names = [*MAKERS, *(word for word in argv[:1] if ":" in word)]
+    commands: dict[str, Callable[..., None]] = {name: command_of(name) for name in names}
     commands |= {"status": status, "report": report_command, "verify": verify}
     return command.run("ablate", commands, argv)
 

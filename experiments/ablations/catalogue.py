@@ -124,9 +124,7 @@ def _images_smoke(full: Ablation, axes: Mapping[str, Any], measures: tuple[str, 
     base = dataclasses.replace(full.base, **_IMAGES_SMOKE)
     if "sample_steps" in axes:
         base = dataclasses.replace(base, sample_steps=axes["sample_steps"][0])
-    return dataclasses.replace(
-        full, base=base, axes=axes, measures=measures, seeds=2, learned=""
-    )
+    return dataclasses.replace(full, base=base, axes=axes, measures=measures, seeds=2, learned="")
 
 
 def _losses() -> Presets:

@@ -82,7 +82,8 @@ class World(NamedTuple):
     problem: Callable[[Any], Problem]
 
 
-class Group(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Group:
     """The unit of work.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Ablations on real digits: likelihood, distances of samples, and what the ends of a schedule do."""
+"""Ablations on real digits: likelihood, distances of samples, and what ends of schedules do."""
 
 import dataclasses
 import functools
@@ -135,9 +135,8 @@ def problem(config: Config) -> Problem:
     ) -> Sequence[float]:
         if name in ("bits_per_dim", "prior_nats"):
             of_one = {"bits_per_dim": bits_per_dim, "prior_nats": prior_nats}[name]
-            return np.asarray(
-                members.map(lambda config, p: of_one(config, build(config), p, digits))(params)
-            )
+            mapped = members.map(lambda config, p: of_one(config, build(config), p, digits))
+            return np.asarray(mapped(params)).tolist()
         assert samples is not None
         rows = np.nan_to_num(samples.reshape(*samples.shape[:2], -1), posinf=1e6, neginf=-1e6)
         return [judge_samples(name, how, x, digits) for x in rows]
@@ -192,7 +191,7 @@ def bits_per_dim(config: Any, model: image_model.Model, params: PyTree, digits: 
     """
     images, num = digits.held_out, min(config.eval_examples, len(digits.held_out))
     key_data, key_probes = jax.random.split(jax.random.fold_in(config.seed, 3))
-    levels, labels = jnp.asarray(images.levels[:num]), jnp.asarray(images.labels[:num])
+    levels, labels = jnp.asarray(images.levels[:num]), jnp.asarray(images.labels)[:num]
     x = data.dequantize(key_data, levels, images.num_levels, dtype=jnp.float32)
 
     def of_one(key: Array, x: Array, label: Array) -> Array:

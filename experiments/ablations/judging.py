@@ -9,10 +9,8 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-import numpy as np
-
 from experiments.ablations import training
-from experiments.ablations.definition import SEED, Ablation, Group, row_hash
+from experiments.ablations.definition import Ablation, Group, row_hash
 from jaxdiff.training import run as runs
 
 PACKAGES = ("scipy", "scikit-learn", "statsmodels", "pot")
@@ -97,5 +95,3 @@ def environment() -> dict[str, Any]:
             continue
     processor = {"machine": platform.machine(), "cpus": os.cpu_count()}
     return {**found, **processor, "xla_flags": os.environ.get("XLA_FLAGS", "")}
-
-

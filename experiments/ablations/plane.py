@@ -78,7 +78,8 @@ def problem(config: Config) -> Problem:
             assert samples is not None
             return _wasserstein(members, samples)
         of_one = {"score_error": score_error, "nll_gap": nll_gap, "bend": bend}[name]
-        return np.asarray(members.map(lambda config, p: of_one(config, build(config), p))(params))
+        mapped = members.map(lambda config, p: of_one(config, build(config), p))
+        return np.asarray(mapped(params)).tolist()
 
     def calls(how: Config) -> int:
         return METHODS[how.sampler].calls(how.sample_steps)
@@ -87,9 +88,7 @@ def problem(config: Config) -> Problem:
         model = build(config)
         x = jax.ShapeDtypeStruct((config.eval_points, 2), jnp.float32)
         params = jax.eval_shape(model.init_params)
-        whole = throughput.count_flops(
-            lambda p, x: model.apply(p, x, jnp.float32(0.5)), params, x
-        )
+        whole = throughput.count_flops(lambda p, x: model.apply(p, x, jnp.float32(0.5)), params, x)
         return None if whole is None else whole / config.eval_points
 
     return Problem(
@@ -128,7 +127,9 @@ def score_error(config: Any, model: toy2d.Model, params: PyTree) -> Array:
         return jnp.exp(level) * jnp.mean((denoise(x_t, t) - exact(x_t, t)) ** 2)
 
     levels = jnp.asarray(LEVELS, jnp.float32)
-    return jnp.mean(jax.lax.map(lambda args: at(*args), (levels, jax.random.split(key, len(levels)))))
+    return jnp.mean(
+        jax.lax.map(lambda args: at(*args), (levels, jax.random.split(key, len(levels))))
+    )
 
 
 def nll_gap(config: Any, model: toy2d.Model, params: PyTree) -> Array:
@@ -148,7 +149,7 @@ def nll_gap(config: Any, model: toy2d.Model, params: PyTree) -> Array:
 
 
 def bend(config: Any, model: toy2d.Model, params: PyTree) -> Array:
-    """Return how far paths are from straight: E int ||v - mean v||^2 dt / D; 0 if one step is exact.
+    """Return how far from straight paths are: E int ||v - mean v||^2 dt / D; 0 if so.
 
     Source: Liu et al. 2023 (arXiv:2209.03003), section 2.2, the straightness S(Z).
     """

@@ -98,8 +98,15 @@ def _by_calls(table: Table, name: str, directory: Path) -> str:
         calls, means, errors = zip(*sorted(points), strict=True)
         style = "-" if i < len(COLORS) else "--"
         axis.errorbar(
-            calls, means, errors, label=label, color=COLORS[i % len(COLORS)], linestyle=style,
-            marker="o", markersize=4, capsize=2.5,
+            calls,
+            means,
+            errors,
+            label=label,
+            color=COLORS[i % len(COLORS)],
+            linestyle=style,
+            marker="o",
+            markersize=4,
+            capsize=2.5,
         )
     axis.set_xscale("log")
     everything = [mean for points in lines.values() for _, mean, _ in points]
@@ -128,14 +135,21 @@ def _pareto(table: Table, name: str, directory: Path) -> str:
         color = plotting.SECOND if cell in front else plotting.MUTED
         axis.errorbar(cost, mean, error, marker="o", markersize=5, color=color, capsize=2.5)
     axis.step(
-        [cells[c][0] for c in front], [cells[c][1] for c in front], where="post",
-        color=plotting.SECOND, linewidth=1,
+        [cells[c][0] for c in front],
+        [cells[c][1] for c in front],
+        where="post",
+        color=plotting.SECOND,
+        linewidth=1,
     )
     shown = cells if len(cells) <= 12 else front
     for cell in shown:
         axis.annotate(
-            table.name_of(cell, name), cells[cell][:2], (6, 4), textcoords="offset points",
-            fontsize=7, color=plotting.INK,
+            table.name_of(cell, name),
+            cells[cell][:2],
+            (6, 4),
+            textcoords="offset points",
+            fontsize=7,
+            color=plotting.INK,
         )
     axis.set_xscale("log")
     by_calls = len({row["nfe"] for row in table.costs.values()}) > 1

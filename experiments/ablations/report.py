@@ -36,6 +36,7 @@ def _assemble(
     done: Mapping[int, Result],
     tag: str,
 ) -> None:
+    (directory / REPORT).unlink(missing_ok=True)  # what is written last says that all is there
     rows = store.ordered_rows(ablation, done)
     table = statistics.tabulate(ablation, rows)
     summary = statistics.summarize(table)

@@ -14,7 +14,8 @@ from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser, Key
 
 NUMBERS = frozenset(
-    "learning_rate weight_decay clip_norm ema_decay beta_min beta_max log_snr_shift".split()
+    ("learning_rate", "weight_decay", "clip_norm", "ema_decay")
+    + ("beta_min", "beta_max", "log_snr_shift")
 )
 """Fields that change numbers but neither shapes nor program."""
 SAMPLING = frozenset(("sampler", "sample_steps", "average"))
@@ -68,7 +69,12 @@ def draw(
 
 
 def run(
-    config: Any, process: Process, denoise: Denoiser, key: Key, x_T: Array, **options: Any  # noqa: N803
+    config: Any,
+    process: Process,
+    denoise: Denoiser,
+    key: Key,
+    x_T: Array,
+    **options: Any,  # noqa: N803
 ) -> Any:
     """Sample from given noise; options are those of `sample`."""
     method = METHODS[config.sampler]

@@ -42,8 +42,10 @@ class Difference(NamedTuple):
 
     @property
     def is_tie(self) -> bool:
-        """Whether the interval holds 0, or there is none."""
-        return self.low is None or self.high is None or self.low <= 0.0 <= self.high
+        """Whether the interval holds 0; where there is none, whether the means are equal."""
+        if self.low is None or self.high is None:
+            return self.mean == 0.0
+        return self.low <= 0.0 <= self.high
 
 
 class Table(NamedTuple):
@@ -118,7 +120,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float | None, float | None]:
 
 def summarize(table: Table) -> list[Row]:
     """Return a row a cell: its axes, mean and standard error of each measure, and costs."""
-    summary = []
+    summary: list[Row] = []
     for cell, first in table.costs.items():
         row: dict[str, Any] = dict(zip(table.ablation.varied, cell, strict=True))
         for name, values in table.values.items():
@@ -153,11 +155,15 @@ def compare(table: Table, name: str) -> list[Difference]:
 
 
 def effects(table: Table, name: str) -> list[Difference]:
-    """Compare each value of an axis with the base's, all other axes averaged over, together."""
+    """Compare each value of an axis with the base's, all other axes averaged over, together.
+
+    There is nothing to average over with one axis, nor fairly where some of the grid is missing.
+    """
     cells, found = table.cells_of(name), []
     fields = list(table.ablation.varied)
-    if len(cells) < math.prod(len({c[i] for c in cells}) for i in range(len(fields))):
-        return []  # the grid is not whole
+    sizes = [len({cell[i] for cell in cells}) for i in range(len(fields))]
+    if len(cells) < math.prod(sizes) or sum(size > 1 for size in sizes) < 2:
+        return []
     for i, field in enumerate(fields):
         averages = {
             value: np.mean([v for c, v in cells.items() if c[i] == value], axis=0)
@@ -196,12 +202,10 @@ def corrected(found: Sequence[Difference]) -> list[Difference]:
         return list(found)
     values = iter(multipletests(with_p, LEVEL, method="holm")[1])
     return [
-        each if each.p is None else each._replace(corrected=float(next(values)))
-        for each in found
+        each if each.p is None else each._replace(corrected=float(next(values))) for each in found
     ]
 
 
 def as_json(differences: Mapping[str, Sequence[Difference]]) -> dict[str, Any]:
     """Return differences by measure as JSON holds them."""
     return {name: [each._asdict() for each in all_] for name, all_ in differences.items()}
-

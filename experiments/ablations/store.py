@@ -1,6 +1,6 @@
 """The folder of an ablation: its lock, one file a group, and the tables made of them.
 
-    ablation.json         what the folder holds, resolved; the same command goes on, another is refused
+    ablation.json         what the folder holds: the same command goes on, another is refused
     groups/012.json       the rows of a finished group, written whole or not at all
     results.csv           what reproduces byte for byte
     results.json          the same with all digits, and the comparison with the base

@@ -100,9 +100,7 @@ def train(
 
     def start(config: Any) -> training.TrainState:
         decays = fitting.ema_decays(config)
-        return training.init(
-            problem.init_params(config), build_optimizer(config), ema_decay=decays
-        )
+        return training.init(problem.init_params(config), build_optimizer(config), ema_decay=decays)
 
     def advance(
         numbers: dict[str, Array], state: PyTree, table: PyTree, first: Array, last: Array
