@@ -69,7 +69,16 @@ def _prediction() -> Presets:
 
 
 def _samplers() -> Presets:
-    base = dataclasses.replace(_DIGITS, num_steps=800, num_samples=500, sample_steps=20)
+    base = dataclasses.replace(
+        _DIGITS,
+        width=64,
+        depth=3,
+        batch_size=64,
+        num_steps=2000,
+        times="log_snr",
+        num_samples=500,
+        sample_steps=20,
+    )
     full = Ablation(
         question="Which sampler, and how many network calls, on a trained digits model?",
         world=images.WORLD,

@@ -23,7 +23,7 @@ from jaxdiff.typing import Array, Batch, Denoiser, LossFn, PyTree
 
 MEASURES = {
     "bits_per_dim": Measure("held-out bits per dimension"),
-    "prior_nats": Measure("prior mismatch KL(q(x_T \\| x_0), prior), nats"),
+    "prior_nats": Measure("mismatch of x_T and the prior, nats"),
     "frechet": Measure("Fréchet distance of samples", sampled=True),
     "readable": Measure("samples read as their label", sampled=True, higher_is_better=True),
     "brightness_gap": Measure("error of the samples' mean level", sampled=True),

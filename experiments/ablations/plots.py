@@ -177,14 +177,15 @@ def pareto_front(points: dict[Cell, tuple[float, float]]) -> list[Cell]:
 
 
 def _log_ticks(axis: Any, ticks: Sequence[float]) -> None:
-    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
-    axis.set_minor_locator(_no_ticks())
-
-
-def _no_ticks() -> Any:
+    """Put ticks on a logarithmic axis, but for those that would run into the one before."""
     from matplotlib.ticker import NullLocator
 
-    return NullLocator()
+    kept: list[float] = []
+    for tick in ticks:
+        if not kept or tick > 1.15 * kept[-1]:
+            kept.append(tick)
+    axis.set_ticks(kept, [f"{tick:g}" for tick in kept], fontsize=8)
+    axis.set_minor_locator(NullLocator())
 
 
 def _finish(axis: Any, xlabel: str, ylabel: str) -> None:
