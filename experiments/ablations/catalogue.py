@@ -117,10 +117,10 @@ def _ema() -> Presets:
         _DIGITS, num_steps=800, more_ema_decays=decays, average=0.99, num_samples=500
     )
     full = Ablation(
-        question="How slowly should the parameters be averaged?",
+        question="How slowly should the parameters be averaged, as the learning rate falls or not?",
         world=images.WORLD,
         base=base,
-        axes={"average": decays},
+        axes={"schedule": ("cosine", "constant"), "average": decays},
         measures=("bits_per_dim", "frechet"),
         seeds=4,
         learned=LEARNED["ema"],
