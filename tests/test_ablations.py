@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,23 +146,42 @@ def test_a_finished_folder_is_left_alone_and_another_ablation_refused(smoke, cap
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_verify_passes_and_finds_what_was_changed(tmp_path, smoke, capsys):
+def change_a_digit(path, number):
+    text = path.read_text()
+    at = text.index(number)
+    path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
+
+
+def test_verify_passes_and_finds_a_row_that_was_changed(tmp_path, smoke, capsys):
     folder = smoke("coupling")
     assert ablate.main(["verify", str(folder), "--quiet"]) == 0
     said = capsys.readouterr().out
     assert said.count("reproduces  loss=") == 4
-    assert "every row reproduces exactly" in said
-    for name in ("results.csv", "groups/000.json", "groups/001.json"):
-        copy = tmp_path / name.replace("/", "_")
-        subprocess.run(["cp", "-r", folder, copy], check=True)
-        text = (copy / name).read_text()
-        value = str(rows_of(folder)[4 * (name == "groups/001.json")]["wasserstein"])
-        at = text.index(value[:5] if name.startswith("groups") else value)
-        changed = text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :]
-        (copy / name).write_text(changed)
-        capsys.readouterr()
-        assert ablate.main(["verify", str(copy), "--num", "2", "--quiet"]) == 1, name
-        assert "DIFFERS" in capsys.readouterr().out
+    assert "1 of 2 groups ran again: every row reproduces exactly" in said
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "groups" / "000.json").unlink()  # so that the other is what is chosen
+    path = copy / "groups" / "001.json"
+    value = json.loads(path.read_text())["rows"][1]["wasserstein"]
+    change_a_digit(path, repr(value)[4:])
+    assert ablate.main(["report", str(copy)]) == 0
+    capsys.readouterr()
+    assert ablate.main(["verify", str(copy), "--quiet"]) == 1
+    said = capsys.readouterr()
+    (differing,) = [line for line in said.out.splitlines() if "DIFFERS  loss=" in line]
+    assert "wasserstein: there" in differing
+    assert "does not reproduce" in said.err
+
+
+def test_a_changed_table_is_told_from_its_groups(tmp_path, smoke, capsys):
+    folder, copy = smoke("coupling"), tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    _, ablation = ablate.reopen(copy)
+    results = store.read_groups(copy, ablation)
+    assert ablate.table_differs(copy, ablation, results) == 0
+    change_a_digit(copy / "results.csv", rows_of(copy)[5]["wasserstein"][2:])
+    assert ablate.table_differs(copy, ablation, results) == 1
+    assert "results.csv line 7" in capsys.readouterr().out
 
 
 def kill_at_random(folder, times, rng):
@@ -322,6 +342,7 @@ def test_a_diverged_run_is_empty_and_hurts_no_other(tmp_path):
         ({"axes": {"width": (8, 8)}}, ValueError, "each once"),
         ({"axes": {"beta_max": (20.0, float("nan"))}}, ValueError, "finite"),
         ({"measures": ("score_eror",)}, ValueError, "nearest: `score_error`"),
+        ({"base": toy2d.Config()}, TypeError, "must be a .*plane.Config"),
         ({"seeds": 0}, ValueError, "needs a measure and a seed"),
     ],
 )
@@ -389,7 +410,7 @@ def test_what_cannot_be_asked_is_refused_and_touches_nothing(tmp_path, capsys):
 def test_status_and_report_say_what_is_done(tmp_path, smoke, capsys):
     folder = smoke("coupling")
     copy = tmp_path / "copy"
-    subprocess.run(["cp", "-r", folder, copy], check=True)
+    shutil.copytree(folder, copy)
     (copy / "groups" / "001.json").unlink()
     capsys.readouterr()
     assert ablate.main(["status", str(copy)]) == 0

@@ -122,7 +122,7 @@ class Ablation:
     Raises:
         ValueError: if an axis names no field, is empty, repeats or lacks the base's value, or a
             measure is unknown; the nearest name is given.
-        TypeError: if a value has another type than its field.
+        TypeError: if a value has another type than its field, or the base is of another world.
     """
 
     question: str
@@ -134,6 +134,9 @@ class Ablation:
     learned: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.base, self.world.config):
+            wanted = f"{self.world.config.__module__}.{self.world.config.__name__}"
+            raise TypeError(f"`base` must be a {wanted}; got a {type(self.base).__name__}.")
         hints = typing.get_type_hints(self.world.config)
         axes = {}
         for field, values in self.axes.items():
