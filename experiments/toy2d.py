@@ -151,9 +151,10 @@ def build_model(config: Config, process: Process | None = None) -> Model:
     return Model(make_target(config.target), process, init_params, apply, config.prediction)
 
 
-def build_loss(config: Config, model: Model) -> LossFn:
-    """Make the loss that a config names."""
-    times = timesteps.draw_log_snr(config.log_snr_low, config.log_snr_high)
+def build_loss(config: Config, model: Model, times: timesteps.Draw | None = None) -> LossFn:
+    """Make the loss that a config names; its times are uniform in log-SNR unless given."""
+    if times is None:
+        times = timesteps.draw_log_snr(config.log_snr_low, config.log_snr_high)
     args = model.apply, model.process
     options: dict[str, Any] = {"prediction": config.prediction, "times": times}
     regression = options | {"loss_on": config.loss_on}

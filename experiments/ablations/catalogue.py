@@ -150,7 +150,7 @@ def _losses() -> Presets:
         question="Which loss finds the score of a mixture, at what cost?",
         world=plane.WORLD,
         base=base,
-        axes={"loss": ("denoising", "explicit", "implicit", "sliced")},
+        axes={"num_steps": (800, 2000), "loss": ("denoising", "explicit", "implicit", "sliced")},
         measures=("score_error", "nll_gap"),
         seeds=4,
         learned=LEARNED["losses"],
@@ -158,6 +158,7 @@ def _losses() -> Presets:
     smoke = dataclasses.replace(
         full,
         base=dataclasses.replace(base, **_PLANE_SMOKE),
+        axes={"loss": full.axes["loss"]},
         measures=("score_error",),
         seeds=2,
         learned="",
@@ -171,10 +172,11 @@ def _coupling() -> Presets:
         process="flow",
         prediction="velocity",
         loss_on="velocity",
+        times="stratified",
         width=64,
         depth=3,
         batch_size=256,
-        num_steps=2000,
+        num_steps=1500,
         ema_decay=0.998,
         eval_points=2000,
         eval_tolerance=1e-2,
@@ -191,7 +193,7 @@ def _coupling() -> Presets:
             "sample_steps": (1, 2, 4, 8, 16, 32),
         },
         measures=("wasserstein", "bend", "nll_gap"),
-        seeds=5,
+        seeds=4,
         learned=LEARNED["coupling"],
     )
     smoke = dataclasses.replace(

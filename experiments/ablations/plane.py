@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from experiments.ablations.training import Members
 from experiments.command import Refusal
 from experiments.methods import METHODS
 from experiments.targets import make_target
-from jaxdiff import likelihood, metrics
+from jaxdiff import likelihood, metrics, timesteps
 from jaxdiff.training import throughput
 from jaxdiff.typing import Array, Batch, LossFn, PyTree
 
@@ -37,6 +37,8 @@ MEASURES = {
 class Config(toy2d.Config, sampling.Swept):
     """A run of experiments.toy2d, with more to vary."""
 
+    times: Literal["log_snr", "stratified"] = "log_snr"
+    """Distribution of training times: uniform between two log-SNRs, or in t."""
     more_ema_decays: tuple[float, ...] = ()
     """Decays of further averages to keep."""
 
@@ -60,7 +62,8 @@ def problem(config: Config) -> Problem:
         return {"x0": build(config).target.sample(key, config.batch_size)}
 
     def loss(config: Config) -> LossFn:
-        return toy2d.build_loss(config, build(config))
+        times = timesteps.draw_stratified() if config.times == "stratified" else None
+        return toy2d.build_loss(config, build(config), times)
 
     def draw(how: Config, members: Members, params: PyTree) -> np.ndarray:
         def of_one(config: Any, params: PyTree) -> Array:

@@ -60,7 +60,7 @@ def _bars(table: Table, name: str, directory: Path) -> str:
         )
         axis.plot(values, np.full(len(values), i), ".", color=plotting.INK, markersize=2.5)
     axis.set_yticks(range(len(cells)), [table.name_of(cell, name) for cell in cells], fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(cells) - 0.4, -0.6)
     _zoom(axis, cells.values())
     _finish(axis, f"{table.ablation.world.measures[name].label}", "")
     axis.set_title(
@@ -111,7 +111,7 @@ def _by_calls(table: Table, name: str, directory: Path) -> str:
     axis.set_xscale("log")
     everything = [mean for points in lines.values() for _, mean, _ in points]
     if min(everything) > 0 and max(everything) > 10 * min(everything):
-        axis.set_yscale("log")
+        _plain_logarithm(axis)
     ticks = sorted({row["nfe"] for row in table.costs.values()})
     _log_ticks(axis.xaxis, ticks)
     _finish(axis, "network calls a sample", table.ablation.world.measures[name].label)
@@ -141,13 +141,13 @@ def _pareto(table: Table, name: str, directory: Path) -> str:
         color=plotting.SECOND,
         linewidth=1,
     )
-    shown = cells if len(cells) <= 12 else front
-    for cell in shown:
+    for cell in cells if len(cells) <= 12 else front:
         axis.annotate(
-            table.name_of(cell, name),
+            ", ".join(show(value) for value in cell),
             cells[cell][:2],
-            (6, 4),
+            (5, 5),
             textcoords="offset points",
+            rotation=20,
             fontsize=7,
             color=plotting.INK,
         )
@@ -158,9 +158,9 @@ def _pareto(table: Table, name: str, directory: Path) -> str:
     cost_name = "network calls a sample" if by_calls else "floating-point operations of training"
     means = [mean for _, mean, _ in cells.values()]
     if min(means, default=1.0) > 0 and max(means, default=1.0) > 10 * min(means, default=1.0):
-        axis.set_yscale("log")
+        _plain_logarithm(axis)
     _finish(axis, cost_name, table.ablation.world.measures[name].label)
-    axis.margins(x=0.18)
+    axis.margins(0.18, 0.12)
     axis.set_title("Pareto front in red", fontsize=9, color=plotting.MUTED)
     plotting.save(figure, directory / "pareto.png")
     return "pareto.png"
@@ -186,6 +186,13 @@ def _log_ticks(axis: Any, ticks: Sequence[float]) -> None:
             kept.append(tick)
     axis.set_ticks(kept, [f"{tick:g}" for tick in kept], fontsize=8)
     axis.set_minor_locator(NullLocator())
+
+
+def _plain_logarithm(axis: Any) -> None:
+    axis.set_yscale("log")
+    for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        ticks("{x:g}")
+    axis.tick_params(axis="y", which="both", labelsize=8)
 
 
 def _finish(axis: Any, xlabel: str, ylabel: str) -> None:
