@@ -11,6 +11,7 @@ beside others differs in its last bits.
 import dataclasses
 import difflib
 import itertools
+import json
 import math
 import types
 import typing
@@ -212,7 +213,7 @@ def record(name: str, preset: str, ablation: Ablation) -> dict[str, Any]:
     own = {"name": name, "preset": preset, "seeds": list(ablation.seed_values)}
     whole = {**own, "measures": list(ablation.measures), **axes, **base}
     del whole["base.seed"]
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in whole.items()}
+    return json.loads(json.dumps(whole))  # tuples are lists there
 
 
 def product(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
