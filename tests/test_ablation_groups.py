@@ -1,6 +1,7 @@
 """What ablations are made of: groups, seeds side by side, comparisons; what kills do to them."""
 
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -15,9 +16,18 @@ from ablation_cases import rows_of, snapshot
 from scipy import stats
 
 from experiments import ablate, fitting, toy2d
-from experiments.ablations import bench_seeds, images, judging, plane, statistics, store, training
+from experiments.ablations import (
+    bench_seeds,
+    images,
+    judging,
+    plane,
+    plots,
+    statistics,
+    store,
+    training,
+)
 from experiments.ablations.catalogue import MAKERS
-from experiments.ablations.definition import Ablation, cells, fit_type, groups
+from experiments.ablations.definition import Ablation, cells, fit_type, groups, record
 from jaxdiff import data
 from jaxdiff import training as library
 
@@ -179,6 +189,12 @@ def test_an_axis_that_cannot_be_meant_fails_before_anything_trains(options, erro
         tiny(**options)
 
 
+def test_a_resolved_ablation_is_what_json_makes_of_it():
+    resolved = record("mine", "full", tiny(axes={"more_ema_decays": ((), (0.5,))}))
+    assert json.loads(json.dumps(resolved)) == resolved
+    assert resolved["axis.more_ema_decays"] == [[], [0.5]]
+
+
 def test_values_become_what_their_field_is():
     assert fit_type("x", float, 3) == 3.0
     assert isinstance(fit_type("x", float, 3), float)
@@ -259,6 +275,11 @@ def test_an_axis_is_judged_with_the_others_averaged_over():
     table = made_table(values, width=(8, 16), depth=(1, 2))
     found = {each.name: each.mean for each in statistics.effects(table, "score_error")}
     assert found == pytest.approx({"width=16": 1.125, "depth=2": 1.375})
+
+
+def test_the_front_is_of_those_that_none_beats_in_both():
+    points = {"a": (1, 5.0), "b": (2, 6.0), "c": (2, 4.0), "d": (3, 4.0), "e": (9, 1.0)}
+    assert plots.pareto_front(points) == ["a", "c", "e"]
 
 
 def test_the_bench_of_seeds_ends_with_a_ratio(monkeypatch, capsys):

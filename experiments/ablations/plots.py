@@ -24,7 +24,8 @@ def draw(table: Table, directory: Path) -> list[str]:
         if table.ablation.world.measures[name].sampled and len(calls) > 1:
             names.append(_by_calls(table, name, directory))
     first = table.ablation.measures[0]
-    if len({cost_of(table, cell) for cell in table.cells_of(first)}) > 1:
+    costs = [cost_of(table, cell) or 0.0 for cell in table.cells_of(first)]
+    if max(costs) > 1.05 * min(costs):
         names.append(_pareto(table, first, directory))
     return names
 
@@ -110,7 +111,7 @@ def _by_calls(table: Table, name: str, directory: Path) -> str:
         )
     axis.set_xscale("log")
     everything = [mean for points in lines.values() for _, mean, _ in points]
-    if min(everything) > 0 and max(everything) > 10 * min(everything):
+    if _spread(everything):
         _plain_logarithm(axis)
     ticks = sorted({row["nfe"] for row in table.costs.values()})
     _log_ticks(axis.xaxis, ticks)
@@ -156,8 +157,7 @@ def _pareto(table: Table, name: str, directory: Path) -> str:
     if by_calls:
         _log_ticks(axis.xaxis, sorted({cost for cost, _, _ in cells.values()}))
     cost_name = "network calls a sample" if by_calls else "floating-point operations of training"
-    means = [mean for _, mean, _ in cells.values()]
-    if min(means, default=1.0) > 0 and max(means, default=1.0) > 10 * min(means, default=1.0):
+    if _spread([mean for _, mean, _ in cells.values()]):
         _plain_logarithm(axis)
     _finish(axis, cost_name, table.ablation.world.measures[name].label)
     axis.margins(0.18, 0.12)
@@ -186,6 +186,11 @@ def _log_ticks(axis: Any, ticks: Sequence[float]) -> None:
             kept.append(tick)
     axis.set_ticks(kept, [f"{tick:g}" for tick in kept], fontsize=8)
     axis.set_minor_locator(NullLocator())
+
+
+def _spread(means: Sequence[float]) -> bool:
+    """Whether values ask for a logarithmic axis."""
+    return bool(means) and 0.0 < 10 * min(means) < max(means)
 
 
 def _plain_logarithm(axis: Any) -> None:
