@@ -13,7 +13,6 @@ groups that the definition fixes; see experiments/ablations.
 import contextlib
 import dataclasses
 import random
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from experiments.ablations import judging, report, statistics, store
 from experiments.ablations.catalogue import MAKERS, find
 from experiments.ablations.definition import SEED, Ablation, Group, groups, near, record, show
 from experiments.command import Refusal, refusing
+from jaxdiff.training import loop
 
 Folder = Annotated[str, tyro.conf.Positional]
 
@@ -87,11 +87,11 @@ def run_groups(
     if not left and report.is_finished(directory, ablation):
         print(f"Report: {directory / command.REPORT}")
         return
-    with stopping(), command.compiling_for(resolved["preset"]):
+    with stopping() as check, command.compiling_for(resolved["preset"]):
         for group in left:
             if store.group_path(directory, group.index).exists():  # done elsewhere meanwhile
                 continue
-            with bar(group, quiet) as tick:
+            with bar(group, quiet, check) as tick:
                 result = judging.run_group(ablation, group, tick)
             store.write_group(directory, group, result, tag)
             seconds = sum(result["seconds"].values())
@@ -155,13 +155,13 @@ def verify(directory: Folder, num: int = 1, seed: int = 0, quiet: bool = False) 
     again = dict(done)
     sampled = sorted(random.Random(seed).sample(sorted(done), min(num, len(done))))
     made, here = groups(ablation), judging.environment()
-    with stopping(), command.compiling_for(resolved["preset"]):
+    with stopping() as check, command.compiling_for(resolved["preset"]):
         for index in sampled:
             there = done[index]["environment"]
             if there != here:
                 names = [k for k in here if here[k] != there.get(k)]
                 print(f"group {index} was made elsewhere: {', '.join(names)} differ")
-            with bar(made[index], quiet) as tick:
+            with bar(made[index], quiet, check) as tick:
                 again[index] = judging.run_group(ablation, made[index], tick)
     wrong = 0
     for index in sampled:
@@ -273,33 +273,33 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def stopping() -> Iterator[None]:
-    """Let SIGTERM stop as Ctrl-C does: what is finished is stored already."""
+def stopping() -> Iterator[Callable[[], None]]:
+    """Yield a check that stops at Ctrl-C or SIGTERM, where nothing is half done.
 
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+    What is finished is stored already. A signal that broke into a compilation could crash it.
+    """
+    with loop.catch_signals() as stopped_by:
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread, which alone can catch signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        def check() -> None:
+            if stopped_by() is not None:
+                raise KeyboardInterrupt
+
+        yield check
 
 
 @contextlib.contextmanager
-def bar(group: Group, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show the steps of a group on a terminal."""
+def bar(group: Group, quiet: bool, check: Callable[[], None]) -> Iterator[Callable[[int], None]]:
+    """Show the steps of a group on a terminal, and check between them."""
     from tqdm import tqdm
 
     disable = quiet or not sys.stderr.isatty()
-    with tqdm(
-        total=group.config.num_steps, disable=disable, desc=group.title, leave=False
-    ) as shown:
-        yield shown.update
+    with tqdm(total=group.config.num_steps, disable=disable, desc=group.title, leave=False) as bar:
+
+        def tick(count: int) -> None:
+            bar.update(count)
+            check()
+
+        yield tick
 
 
 def main(argv: list[str]) -> int:

@@ -30,6 +30,7 @@ from experiments.ablations.catalogue import MAKERS
 from experiments.ablations.definition import Ablation, cells, fit_type, groups, record
 from jaxdiff import data
 from jaxdiff import training as library
+from jaxdiff.training.loop import STOPPED_EXIT_CODE
 
 
 @pytest.fixture(autouse=True)
@@ -322,6 +323,20 @@ def check_kills(tmp_path, times):
     print(f"{kills} kills")
     assert kills > 0
     assert snapshot(tmp_path / "run") == snapshot(tmp_path / "whole")
+
+
+def test_a_signal_stops_between_two_steps_and_stores_no_half(tmp_path, monkeypatch, capsys):
+    def run_group(ablation, group, tick):
+        if group.index == 1:
+            signal.raise_signal(signal.SIGTERM)
+        tick(1)
+        return {"group": group.index, "rows": [], "seconds": {"train": 0.0}}
+
+    monkeypatch.setattr(judging, "run_group", run_group)
+    command = ["losses", "--preset", "smoke", "--quiet", "--run-dir", str(tmp_path)]
+    assert ablate.main(command) == STOPPED_EXIT_CODE
+    assert "Run the same command to go on" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "groups").iterdir()] == ["000.json"]
 
 
 def test_three_kills_change_nothing(tmp_path):

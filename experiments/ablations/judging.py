@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from experiments.ablations import training
-from experiments.ablations.definition import Ablation, Group, row_hash
+from experiments.ablations.definition import Ablation, Group, Problem, row_hash
 from jaxdiff.training import run as runs
 
 PACKAGES = ("scipy", "scikit-learn", "statsmodels", "pot")
@@ -27,12 +27,12 @@ def run_group(
     Args:
         ablation: the whole.
         group: one of its groups.
-        tick: told how many steps of training each call has made.
+        tick: told how many steps of training each call has made, and of none between measures.
     """
     problem = ablation.world.problem(group.config)
     trained = training.train(problem, group, tick)
     began = time.perf_counter()
-    found = _measure(ablation, group, problem, trained)
+    found = _measure(ablation, group, problem, trained, tick)
     call_flops = problem.call_flops() if any(nfe for nfe, _ in found) else None
     rows = [
         {
@@ -56,7 +56,11 @@ def run_group(
 
 
 def _measure(
-    ablation: Ablation, group: Group, problem: Any, trained: training.Trained
+    ablation: Ablation,
+    group: Group,
+    problem: Problem,
+    trained: training.Trained,
+    tick: Callable[[int], None],
 ) -> list[tuple[int | None, dict[str, Any]]]:
     """Return, for each sampling, the calls a sample and the values (M,) by measure."""
     known = ablation.world.measures
@@ -69,6 +73,7 @@ def _measure(
         samples = problem.draw(how, trained.members, params) if sampled else None
         values = {}
         for name in ablation.measures:
+            tick(0)
             args = name, how, trained.members, params, samples
             if known[name].sampled:
                 values[name] = problem.measure(*args)
