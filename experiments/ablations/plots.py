@@ -194,7 +194,10 @@ def _spread(means: Sequence[float]) -> bool:
 
 
 def _plain_logarithm(axis: Any) -> None:
+    from matplotlib.ticker import LogLocator
+
     axis.set_yscale("log")
+    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
         ticks("{x:g}")
     axis.tick_params(axis="y", which="both", labelsize=8)
