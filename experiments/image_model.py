@@ -228,8 +228,8 @@ class Model(NamedTuple):
         return denoisers.from_network(network, self.process, self.prediction)
 
 
-def build_model(config: Config, images: data.Images) -> Model:
-    """Make the network and the process; refuse what they refuse."""
+def build_model(config: Config, images: data.Images, process: Process | None = None) -> Model:
+    """Make the network and the process, unless one is given; refuse what they refuse."""
 
     def make() -> nnx.Module:
         options: dict[str, Any] = {
@@ -247,7 +247,7 @@ def build_model(config: Config, images: data.Images) -> Model:
 
     with refusing(ValueError):
         init_params, apply = nn.deferred(make)
-    process = PROCESSES[config.process]()
+    process = PROCESSES[config.process]() if process is None else process
     return Model(
         init_params,
         nn.on_log_snr(apply, process.log_snr),
@@ -257,8 +257,16 @@ def build_model(config: Config, images: data.Images) -> Model:
     )
 
 
-def build_loss(config: Config, model: Model, num_levels: int) -> LossFn:
-    """Make the loss of batches of uint8 levels, dequantised anew at every step."""
+def build_loss(
+    config: Config,
+    model: Model,
+    num_levels: int,
+    weighting: weightings.Weighting | None = None,
+) -> LossFn:
+    """Make the loss of batches of uint8 levels, dequantised anew at every step.
+
+    The weighting is the config's unless one is given.
+    """
     draws = {
         "log_snr": lambda: timesteps.draw_log_snr(config.log_snr_low, config.log_snr_high),
         "stratified": timesteps.draw_stratified,
@@ -271,7 +279,7 @@ def build_loss(config: Config, model: Model, num_levels: int) -> LossFn:
             model.process,
             prediction=config.prediction,
             loss_on=config.loss_on,
-            weighting=WEIGHTINGS[config.weighting](),
+            weighting=WEIGHTINGS[config.weighting]() if weighting is None else weighting,
             times=draws[config.times](),
             drop_cond=0.0 if model.null_label is None else config.drop_cond,
             null_cond=model.null_label,

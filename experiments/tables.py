@@ -1,6 +1,7 @@
 """Results as files: CSV for programs, Markdown for readers."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,18 @@ Row = Mapping[str, Any]
 def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
     """Write rows, numbers to six digits and what a row lacks left empty."""
     with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        for row in rows:
-            values = [row.get(column, "") for column in columns]
-            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
+        file.write(csv_text(rows, columns))
+
+
+def csv_text(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Return what `write_csv` writes."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        values = [row.get(column, "") for column in columns]
+        writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
+    return file.getvalue()
 
 
 def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -138,22 +138,23 @@ class Model(NamedTuple):
         return denoisers.from_network(partial(self.apply, params), self.process, self.prediction)
 
 
-def build_model(config: Config) -> Model:
-    """Make target, process and network; refuse what they refuse."""
+def build_model(config: Config, process: Process | None = None) -> Model:
+    """Make target, process unless one is given, and network; refuse what they refuse."""
 
     def make() -> nnx.Module:
         return nn.MLP(2, width=config.width, depth=config.depth, rngs=nnx.Rngs(config.seed))
 
     with refusing(ValueError):
         init_params, apply = nn.deferred(make)
-    process = PROCESSES[config.process]()
+    process = PROCESSES[config.process]() if process is None else process
     apply = nn.on_log_snr(apply, process.log_snr)
     return Model(make_target(config.target), process, init_params, apply, config.prediction)
 
 
-def build_loss(config: Config, model: Model) -> LossFn:
-    """Make the loss that a config names."""
-    times = timesteps.draw_log_snr(config.log_snr_low, config.log_snr_high)
+def build_loss(config: Config, model: Model, times: timesteps.Draw | None = None) -> LossFn:
+    """Make the loss that a config names; its times are uniform in log-SNR unless given."""
+    if times is None:
+        times = timesteps.draw_log_snr(config.log_snr_low, config.log_snr_high)
     args = model.apply, model.process
     options: dict[str, Any] = {"prediction": config.prediction, "times": times}
     regression = options | {"loss_on": config.loss_on}

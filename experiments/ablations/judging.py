@@ -1,0 +1,102 @@
+"""Carry out a group: train it, sample each run as its sampling axes say, and measure."""
+
+import dataclasses
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+from experiments.ablations import training
+from experiments.ablations.definition import Ablation, Group, Problem, row_hash
+from jaxdiff.training import run as runs
+
+PACKAGES = ("scipy", "scikit-learn", "statsmodels", "pot")
+
+Result = dict[str, Any]
+"""What a group's file holds: its rows, and what does not reproduce beside them."""
+
+
+def run_group(
+    ablation: Ablation, group: Group, tick: Callable[[int], None] = lambda count: None
+) -> Result:
+    """Return the result of a group, as JSON holds it.
+
+    Args:
+        ablation: the whole.
+        group: one of its groups.
+        tick: told how many steps of training each call has made, and of none between measures.
+    """
+    problem = ablation.world.problem(group.config)
+    trained = training.train(problem, group, tick)
+    began = time.perf_counter()
+    found = _measure(ablation, group, problem, trained, tick)
+    call_flops = problem.call_flops() if any(nfe for nfe, _ in found) else None
+    rows = [
+        {
+            **member,
+            **sampling,
+            "hash": row_hash(group, member, sampling),
+            **{name: _number(value[i], trained.finite[i]) for name, value in values.items()},
+            "nfe": nfe,
+            "train_flops": trained.flops,
+            "sample_flops": None if nfe is None or call_flops is None else nfe * call_flops,
+        }
+        for sampling, (nfe, values) in zip(group.samplings, found, strict=True)
+        for i, member in enumerate(group.members)
+    ]
+    return {
+        "group": group.index,
+        "rows": [{**group.fixed, **row} for row in rows],
+        "seconds": {**trained.seconds, "judge": time.perf_counter() - began},
+        "environment": environment(),
+    }
+
+
+def _measure(
+    ablation: Ablation,
+    group: Group,
+    problem: Problem,
+    trained: training.Trained,
+    tick: Callable[[int], None],
+) -> list[tuple[int | None, dict[str, Any]]]:
+    """Return, for each sampling, the calls a sample and the values (M,) by measure."""
+    known = ablation.world.measures
+    sampled = any(known[name].sampled for name in ablation.measures)
+    of_model: dict[tuple[str, float | None], Any] = {}
+    found = []
+    for sampling in group.samplings:
+        how = dataclasses.replace(trained.members.config, **sampling)
+        params = training.average_of(trained, how.average)
+        samples = problem.draw(how, trained.members, params) if sampled else None
+        values = {}
+        for name in ablation.measures:
+            tick(0)
+            args = name, how, trained.members, params, samples
+            if known[name].sampled:
+                values[name] = problem.measure(*args)
+            else:  # the same however the run is sampled
+                if (name, how.average) not in of_model:
+                    of_model[name, how.average] = problem.measure(*args)
+                values[name] = of_model[name, how.average]
+        found.append((problem.calls(how) if sampled else None, values))
+    return found
+
+
+def _number(value: Any, finite: Any) -> float | None:
+    """Return a value as JSON holds it; None where the run or the measure has diverged."""
+    return float(value) if finite and math.isfinite(float(value)) else None
+
+
+def environment() -> dict[str, Any]:
+    """Return what the last bits may depend on: versions, device, threads, flags, git commit."""
+    found = runs.environment()
+    for name in PACKAGES:
+        try:
+            found["versions"][name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    processor = {"machine": platform.machine(), "cpus": os.cpu_count()}
+    return {**found, **processor, "xla_flags": os.environ.get("XLA_FLAGS", "")}

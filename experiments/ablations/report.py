@@ -1,0 +1,229 @@
+"""Make the tables, figures and the report of what is done in an ablation's folder."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.ablations import plots, statistics, store
+from experiments.ablations.definition import Ablation, groups, show
+from experiments.ablations.judging import Result
+from experiments.ablations.statistics import Difference, Table, mean_and_error
+from experiments.command import REPORT
+from experiments.tables import markdown
+
+
+def write(directory: Path, record: Mapping[str, Any], ablation: Ablation, tag: str = "") -> int:
+    """Write all that is made of the groups that are done, the report last; return how many.
+
+    Where another machine finishes a group meanwhile, all is made again, so that the last to write
+    has seen every group.
+    """
+    done = store.read_groups(directory, ablation)
+    while done:
+        _assemble(directory, record, ablation, done, tag)
+        again = store.read_groups(directory, ablation)
+        if again.keys() == done.keys():
+            break
+        done = again
+    return len(done)
+
+
+def _assemble(
+    directory: Path,
+    record: Mapping[str, Any],
+    ablation: Ablation,
+    done: Mapping[int, Result],
+    tag: str,
+) -> None:
+    (directory / REPORT).unlink(missing_ok=True)  # what is written last says that all is there
+    rows = store.ordered_rows(ablation, done)
+    table = statistics.tabulate(ablation, rows)
+    summary = statistics.summarize(table)
+    comparisons = {name: statistics.compare(table, name) for name in ablation.measures}
+    effects = {name: statistics.effects(table, name) for name in ablation.measures}
+    whole = {
+        "ablation": dict(record),
+        "rows": rows,
+        "summary": summary,
+        "against_base": statistics.as_json(comparisons),
+        "effects": statistics.as_json(effects),
+    }
+    files = {
+        store.RESULTS: store.results_csv(ablation, rows, summary),
+        store.TIMINGS: store.timings_csv(ablation, done),
+        store.ENVIRONMENT: store.environments(done),
+        "results.json": json.dumps(whole, indent=1) + "\n",
+    }
+    for name, text in files.items():
+        store.write_whole(directory / name, text, tag)
+    figures = plots.draw(table, directory)
+    text = report(record, table, done, comparisons, effects, figures)
+    store.write_whole(directory / REPORT, text, tag)
+
+
+def is_finished(directory: Path, ablation: Ablation) -> bool:
+    """Whether all groups are done and the report is made of them."""
+    if not (directory / REPORT).exists():
+        return False
+    done = store.read_groups(directory, ablation)
+    if len(done) < len(groups(ablation)):
+        return False
+    rows = store.ordered_rows(ablation, done)
+    summary = statistics.summarize(statistics.tabulate(ablation, rows))
+    results = directory / store.RESULTS
+    made = store.results_csv(ablation, rows, summary)
+    return results.exists() and results.read_bytes() == made.encode()
+
+
+def report(
+    record: Mapping[str, Any],
+    table: Table,
+    done: Mapping[int, Result],
+    comparisons: Mapping[str, list[Difference]],
+    effects: Mapping[str, list[Difference]],
+    figures: list[str],
+) -> str:
+    """Return the report for readers."""
+    ablation, total = table.ablation, len(groups(table.ablation))
+    seeds = len(ablation.seed_values)
+    missing = "" if len(done) == total else f" **{total - len(done)} of {total} groups missing.**"
+    axes = [[f"`{f}`", ", ".join(show(v) for v in values)] for f, values in ablation.varied.items()]
+    pictures = "\n\n".join(f"![{name.removesuffix('.png')}]({name})" for name in figures)
+    learned = f"\n## What was learned\n\n{ablation.learned}\n" if ablation.learned else ""
+    steps, batch = ablation.base.num_steps, ablation.base.batch_size
+    return f"""\
+# {ablation.question}
+
+Preset `{record["preset"]}` of `{record["name"]}`: {steps} steps of batch {batch}, \
+{seeds} seed{"s" * (seeds > 1)}, network of width {ablation.base.width} and depth \
+{ablation.base.depth}.{missing}
+
+{_lines(markdown(["axis", "values"], axes))}
+
+{_verdict(table, comparisons)}
+{learned}
+## Results
+
+{_results(table)}
+
+± is the standard error over seeds. **Bold**: best mean. ≈: the 95% interval of the difference \
+from the best, paired by seed, holds 0. Empty: a run diverged. Compared with the base, \
+{_base(table)}.
+
+{pictures}
+
+{_compared("## Each axis, averaged over the others", effects, table)}
+{_compared("## Each row against the base", comparisons, table)}
+## What produced it
+
+{_timings(table.ablation, done)}
+
+Seconds, and what ran them, do not reproduce; the rest does, byte for byte on one kind of machine: \
+`python -m experiments.ablate verify` runs a part of it again. All of it: \
+[results.csv]({store.RESULTS}), [results.json](results.json), [timings.csv]({store.TIMINGS}), \
+[environment.json]({store.ENVIRONMENT}), [{store.LOCK}]({store.LOCK}).
+"""
+
+
+def _lines(lines: list[str]) -> str:
+    return "\n".join(lines)
+
+
+def _base(table: Table) -> str:
+    return ", ".join(f"{f}={show(v)}" for f, v in table.ablation.baseline.items())
+
+
+def _results(table: Table) -> str:
+    """One line a cell: axes, measures with errors, costs; best bold, ties marked."""
+    ablation, rows = table.ablation, []
+    best = {name: statistics.best_of(table, name) for name in ablation.measures}
+    labels = [ablation.world.measures[name].label for name in ablation.measures]
+    costs = {"nfe": "network calls a sample", "train_flops": "training FLOPs"}
+    costs = {k: v for k, v in costs.items() if any(row[k] for row in table.costs.values())}
+    shown = {name: table.cells_of(name) for name in ablation.measures}
+    for cell, first in table.costs.items():
+        row = [show(value) for value in cell]
+        for name in ablation.measures:
+            if cell not in shown[name]:  # the same as in the line of another sampling
+                row.append("")
+                continue
+            mean, error = mean_and_error(shown[name][cell])
+            text = number(mean, error)
+            winner, ties = best[name]
+            row.append(f"**{text}**" if cell == winner else f"{text} ≈" if cell in ties else text)
+        row += [f"{first[k]:.3g}" if first[k] else "" for k in costs]
+        rows.append(row)
+    header = [*(f"`{f}`" for f in ablation.varied), *labels, *costs.values()]
+    return _lines(markdown(header, rows))
+
+
+def number(mean: float | None, error: float | None) -> str:
+    """Return a mean with its standard error, to the digits that the error leaves."""
+    if mean is None:
+        return ""
+    return f"{mean:.4g}" if error is None else f"{mean:.4g} ± {error:.2g}"
+
+
+def _compared(title: str, found: Mapping[str, list[Difference]], table: Table) -> str:
+    """A table of differences for each measure that has any."""
+    parts = []
+    for name, differences in found.items():
+        if not differences:
+            continue
+        rows = [
+            [
+                each.name,
+                f"{each.mean:+.4g}",
+                "" if each.low is None else f"{each.low:+.3g} to {each.high:+.3g}",
+                "" if each.p is None else f"{each.p:.2g}",
+                _corrected(each),
+            ]
+            for each in differences
+        ]
+        label = table.ablation.world.measures[name].label
+        header = ["", "difference", "95% interval", "p", "p after Holm"]
+        parts.append(f"{label}:\n\n{_lines(markdown(header, rows))}\n")
+    note = "Paired by seed, t intervals; Holm's correction is over the lines of each table."
+    return f"{title}\n\n{note}\n\n" + "\n".join(parts) if parts else ""
+
+
+def _corrected(each: Difference) -> str:
+    if each.corrected is None:
+        return ""
+    text = f"{each.corrected:.2g}"
+    return f"**{text}**" if each.corrected < statistics.LEVEL else text
+
+
+def _verdict(table: Table, comparisons: Mapping[str, list[Difference]]) -> str:
+    """Say what the numbers say, whatever they are."""
+    sentences = []
+    for name in table.ablation.measures:
+        best, ties = statistics.best_of(table, name)
+        cells = table.cells_of(name)
+        if best is None or len(cells) < 2:
+            continue
+        label = table.ablation.world.measures[name].label
+        text = f"Best {label}: {number(*mean_and_error(cells[best]))} with "
+        text += f"{table.name_of(best, name)}"
+        text += f", from which {len(ties)} of the other {len(cells) - 1} differ by less than error"
+        found = [each for each in comparisons[name] if each.corrected is not None]
+        if found:
+            real = sum(each.corrected < statistics.LEVEL for each in found if each.corrected)
+            text += f"; {real} of {len(found)} differ from the base after Holm's correction"
+        sentences.append(text + ".")
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _timings(ablation: Ablation, done: Mapping[int, Result]) -> str:
+    made = groups(ablation)
+    rows = [
+        [
+            made[index].title,
+            len(made[index].members),
+            *(f"{result['seconds'][k]:.1f}" for k in ("compile", "train", "judge")),
+        ]
+        for index, result in done.items()
+    ]
+    header = ["group", "runs side by side", "compiling, s", "training, s", "judging, s"]
+    return _lines(markdown(header, rows))

@@ -1,0 +1,105 @@
+"""What both kinds of data share: hyper-parameters that are swept, and sampling under `vmap`."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.command import Refusal
+from experiments.image_model import PROCESSES
+from experiments.methods import LOW_LOG_SNR, METHODS, Method
+from jaxdiff import numerics, processes, sample, timesteps
+from jaxdiff.processes import Process
+from jaxdiff.typing import Array, Denoiser, Key
+
+NUMBERS = frozenset(
+    ("learning_rate", "weight_decay", "clip_norm", "ema_decay")
+    + ("beta_min", "beta_max", "log_snr_shift")
+)
+"""Fields that change numbers but neither shapes nor program."""
+SAMPLING = frozenset(("sampler", "sample_steps", "average"))
+"""Fields that a trained run is sampled by."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Swept:
+    """Hyper-parameters that the configs of the experiments leave at their defaults."""
+
+    beta_min: float = 0.1
+    """Rate of the noise of vp and sub_vp at t = 0."""
+    beta_max: float = 20.0
+    """Their rate at t = 1."""
+    log_snr_shift: float = 0.0
+    """What is added to the log-SNR of cosine."""
+    average: float | None = None
+    """Decay of the average that is sampled and judged; that of `ema_decay` unless given."""
+
+
+def make_process(config: Any) -> Process:
+    """Make the process of a config, whose hyper-parameters may be traced."""
+    if config.process == "vp":
+        return processes.vp(config.beta_min, config.beta_max)
+    if config.process == "sub_vp":
+        return processes.sub_vp(config.beta_min, config.beta_max)
+    if config.process == "cosine":
+        return processes.cosine(config.log_snr_shift)
+    return PROCESSES[config.process]()
+
+
+def bounded(config: Any, process: Process, denoise: Denoiser) -> Denoiser:
+    """Keep a network that predicts noise from times at which next to no data are left.
+
+    There alpha is 0, and what it says of x0 is divided by it; past the training times' lowest
+    log-SNR it is asked what it would say at that one.
+    """
+    if config.prediction not in ("eps", "score"):
+        return denoise
+    latest = process.time_of_log_snr(jnp.asarray(config.log_snr_low, float))
+    return lambda x_t, t: denoise(x_t, jnp.minimum(t, latest))
+
+
+def draw(
+    config: Any, process: Process, denoise: Denoiser, key: Key, shape: tuple[int, ...]
+) -> Array:
+    """Draw samples of a shape (N, ...) as a config says: its sampler, in `sample_steps` steps."""
+    key_start, key_path = jax.random.split(key)
+    x_T = process.prior_sample(key_start, shape)  # noqa: N806
+    return run(config, process, denoise, key_path, x_T)
+
+
+def run(
+    config: Any,
+    process: Process,
+    denoise: Denoiser,
+    key: Key,
+    x_T: Array,
+    **options: Any,  # noqa: N803
+) -> Any:
+    """Sample from given noise; options are those of `sample`."""
+    method = METHODS[config.sampler]
+    ts = timesteps.uniform(process, config.sample_steps, t_start=_start(process, method))
+    sampler = method.make(process, bounded(config, process, denoise))
+    return sample(key, sampler, x_T, ts, **options)
+
+
+def _start(process: Process, method: Method) -> Any:
+    """Return where a method starts; hyper-parameters that are traced leave alpha above 0."""
+    alpha = numerics.known_value(process.alpha, process.t_max)
+    if method.needs_signal and alpha is not None and alpha == 0.0:
+        return process.time_of_log_snr(jnp.asarray(LOW_LOG_SNR))
+    return process.t_max
+
+
+def check(config: Any) -> None:
+    """Refuse what ablations add to a config and cannot be meant."""
+    if not 0.0 < config.beta_min <= config.beta_max:
+        raise Refusal(
+            "beta_min must be positive and at most beta_max; "
+            f"got {config.beta_min} and {config.beta_max}."
+        )
+    kept = (config.ema_decay, *config.more_ema_decays)
+    if config.average is not None and config.average not in kept:
+        raise Refusal(f"average must be one of those that are kept, {kept}; got {config.average}.")
+    if config.sampler == "adaptive":
+        raise Refusal("sampler adaptive chooses its own number of calls; take another.")

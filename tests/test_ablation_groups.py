@@ -1,0 +1,348 @@
+"""What ablations are made of: groups, seeds side by side, comparisons; what kills do to them."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import optax
+import pytest
+from ablation_cases import rows_of, snapshot
+from scipy import stats
+
+from experiments import ablate, fitting, toy2d
+from experiments.ablations import (
+    bench_seeds,
+    images,
+    judging,
+    plane,
+    plots,
+    statistics,
+    store,
+    training,
+)
+from experiments.ablations.catalogue import MAKERS
+from experiments.ablations.definition import Ablation, cells, fit_type, groups, record
+from jaxdiff import data
+from jaxdiff import training as library
+from jaxdiff.training.loop import STOPPED_EXIT_CODE
+
+
+@pytest.fixture(autouse=True)
+def as_users_run_it():
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+TINY = dataclasses.replace(
+    plane.Config(),
+    width=8,
+    depth=1,
+    batch_size=32,
+    num_steps=10,
+    decay_steps=10,
+    warmup_steps=2,
+    eval_points=64,
+    ema_decay=0.9,
+)
+
+
+def tiny(**options):
+    given = {"base": TINY, "axes": {}, "measures": ("score_error",), "seeds": 2} | options
+    return Ablation(question="", world=plane.WORLD, **given)
+
+
+# --- Groups ---------------------------------------------------------------------------------
+
+
+def relative(tree, other):
+    gap = optax.tree.norm(jax.tree.map(lambda a, b: a - b, tree, other))
+    return float(gap / optax.tree.norm(other))
+
+
+def train_alone(config, batches, init_params, loss):
+    optimizer = fitting.build_optimizer(config)
+    decay = config.ema_decay
+    state = library.init(init_params(), optimizer, ema_decay=decay)
+    update = jax.jit(library.make_update(loss, optimizer, ema_decay=decay))
+    for _ in range(config.num_steps):
+        state, _ = update(state, jax.random.key(config.seed), next(batches))
+    return state.ema
+
+
+def test_seeds_and_rates_side_by_side_are_what_runs_of_toy2d_are():
+    ablation = tiny(axes={"learning_rate": (1.5e-3, 1e-2)}, seeds=2)
+    (group,) = groups(ablation)
+    trained = training.train(ablation.world.problem(group.config), group)
+    assert len(group.members) == 4
+    assert trained.finite.all()
+    for i, member in enumerate(group.members):
+        config = dataclasses.replace(TINY, **member)
+        model = toy2d.build_model(config)
+        drawn = toy2d.batches(config, model.target, 0)
+        alone = train_alone(config, drawn, model.init_params, toy2d.build_loss(config, model))
+        assert relative(jax.tree.map(lambda x, i=i: x[i], trained.ema), alone) < 1e-5
+
+
+def test_images_side_by_side_are_what_a_run_of_digits_is():
+    base = dataclasses.replace(MAKERS["ends"]()["smoke"].base, decay_steps=6, ema_decay=0.9)
+    ablation = Ablation("", images.WORLD, base, {"beta_max": (8.0, 20.0)}, ("frechet",), seeds=2)
+    (group,) = groups(ablation)
+    trained = training.train(ablation.world.problem(group.config), group)
+    config = dataclasses.replace(base, **group.members[3])
+    assert (config.beta_max, config.seed) == (20.0, 1)
+    train = data.load_images("digits", "train")
+    model = images.image_model.build_model(config, train)
+    drawn = data.batches(train, config.batch_size, seed=config.seed)
+    loss = images.image_model.build_loss(config, model, train.num_levels)
+    alone = train_alone(config, drawn, model.init_params, loss)
+    assert relative(jax.tree.map(lambda x: x[3], trained.ema), alone) < 1e-5
+
+
+def test_neither_only_nor_shards_change_groups():
+    ablation = MAKERS["prediction"]()["full"]
+    whole = groups(ablation)
+    assert len(whole) == 27
+    assert [len(group.members) for group in whole] == [3] * 27
+    for count in (1, 2, 5):
+        for base in (0, 1):
+            shards = [store.chosen(ablation, {}, (base + i, count)) for i in range(count)]
+            assert sorted(g.index for shard in shards for g in shard) == list(range(27))
+    only = ablate.parse_only(ablation, ["prediction=v", "process=vp", "process=flow"])
+    found = store.chosen(ablation, only, (0, 1))
+    assert len(found) == 6
+    assert all(group == whole[group.index] for group in found)
+    assert len(store.chosen(ablation, ablate.parse_only(ablation, ["seed=2"]), (0, 1))) == 27
+
+
+def test_axes_of_sampling_and_of_numbers_share_a_group():
+    ablation = tiny(
+        axes={
+            "loss": ("denoising", "sliced"),
+            "ema_decay": (0.9, 0.5),
+            "beta_max": (20.0, 10.0),
+            "sampler": ("heun", "ddim"),
+        }
+    )
+    made = groups(ablation)
+    assert [group.fixed for group in made] == [{"loss": "denoising"}, {"loss": "sliced"}]
+    assert len(made[0].members) == 2 * 2 * 2
+    assert len(made[0].samplings) == 2
+
+
+def test_an_axis_over_seeds_gives_them():
+    ablation = tiny(axes={"seed": (3, 5, 11)})
+    assert ablation.seed_values == (3, 5, 11)
+    assert [member["seed"] for member in groups(ablation)[0].members] == [3, 5, 11]
+    assert cells(ablation) == [{}]
+
+
+def test_several_averages_come_of_one_run():
+    base = dataclasses.replace(TINY, more_ema_decays=(0.0, 0.99), average=0.9)
+    ablation = tiny(base=base, axes={"average": (0.0, 0.9, 0.99)})
+    (group,) = groups(ablation)
+    result = judging.run_group(ablation, group)
+    by_average = {}
+    for row in result["rows"]:
+        by_average.setdefault(row["average"], []).append(row["score_error"])
+    assert len({tuple(values) for values in by_average.values()}) == 3
+
+
+def test_a_diverged_run_is_empty_and_hurts_no_other(tmp_path):
+    ablation = tiny(axes={"weight_decay": (1e-4, 1e12)}, measures=("score_error",), seeds=2)
+    base = dataclasses.replace(TINY, num_steps=30, learning_rate=1e3, warmup_steps=1)
+    ablation = dataclasses.replace(ablation, base=base)
+    (group,) = groups(ablation)
+    rows = judging.run_group(ablation, group)["rows"]
+    assert [row["score_error"] is None for row in rows][2:] == [True, True]
+    table = statistics.tabulate(ablation, rows)
+    assert statistics.summarize(table)[1]["score_error_mean"] is None
+    assert statistics.compare(table, "score_error") == []
+
+
+# --- Refusals -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"axes": {"beta_mx": (1.0,)}}, ValueError, "beta_mx.*nearest: `beta_max`"),
+        ({"axes": {"learning_rte": (1.0,)}}, ValueError, "nearest: `learning_rate`"),
+        ({"axes": {"beta_max": (20.0, "big")}}, TypeError, "`beta_max` takes float; got 'big'"),
+        ({"axes": {"width": (8, 8.5)}}, TypeError, "`width` takes int; got 8.5"),
+        ({"axes": {"width": (8, True)}}, TypeError, "`width` takes int"),
+        ({"axes": {"loss": ("denoising", "slicd")}}, ValueError, "nearest: 'sliced'"),
+        ({"axes": {"width": (16,)}}, ValueError, "must hold the base's 8"),
+        ({"axes": {"width": (8, 8)}}, ValueError, "each once"),
+        ({"axes": {"beta_max": (20.0, float("nan"))}}, ValueError, "finite"),
+        ({"measures": ("score_eror",)}, ValueError, "nearest: `score_error`"),
+        ({"base": toy2d.Config()}, TypeError, "must be a .*plane.Config"),
+        ({"seeds": 0}, ValueError, "needs a measure and a seed"),
+    ],
+)
+def test_an_axis_that_cannot_be_meant_fails_before_anything_trains(options, error, match):
+    with pytest.raises(error, match=match):
+        tiny(**options)
+
+
+def test_a_resolved_ablation_is_what_json_makes_of_it():
+    resolved = record("mine", "full", tiny(axes={"more_ema_decays": ((), (0.5,))}))
+    assert json.loads(json.dumps(resolved)) == resolved
+    assert resolved["axis.more_ema_decays"] == [[], [0.5]]
+
+
+def test_values_become_what_their_field_is():
+    assert fit_type("x", float, 3) == 3.0
+    assert isinstance(fit_type("x", float, 3), float)
+    assert fit_type("x", tuple[float, ...], [1, 2]) == (1.0, 2.0)
+    assert fit_type("x", float | None, None) is None
+
+
+def test_an_ablation_of_ones_own_is_refused_or_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_ablation.py").write_text(
+        "import dataclasses\n"
+        "from experiments.ablations import plane\n"
+        "from experiments.ablations.definition import Ablation\n"
+        "def make(**axes):\n"
+        "    base = plane.Config(width=8, depth=1, batch_size=16, num_steps=2, eval_points=16)\n"
+        "    return Ablation('Mine?', plane.WORLD, base, axes, ('score_error',), seeds=1)\n"
+        "MINE = make(clip_norm=(1.0, 2.0))\n"
+        "BAD = make(batch_size=(16, -1))\n"
+        "def __getattr__(name):\n"
+        "    return make(clip_nrm=(1.0,))\n"
+    )
+    out = tmp_path / "out"
+    for name, told in (
+        ("WRONG", "nearest: `clip_norm`"),
+        ("BAD", "--batch-size must be at least 1"),
+    ):
+        assert ablate.main([f"my_ablation:{name}", "--run-dir", str(out)]) == 1
+        assert told in capsys.readouterr().err
+        assert not out.exists()
+    assert ablate.main(["my_ablation:MINE", "--run-dir", str(out)]) == 0
+    assert [row["clip_norm"] for row in rows_of(out)] == ["1", "2"]
+    assert ablate.main(["verify", str(out)]) == 0
+
+
+# --- Statistics ----------------------------------------------------------------------------
+
+
+def made_table(values, **axes):
+    ablation = tiny(axes=axes, seeds=len(next(iter(values.values()))))
+    rows = [
+        {**dict(zip(axes, cell, strict=True)), "seed": i, "score_error": value}
+        | {"nfe": None, "train_flops": 1.0, "sample_flops": None}
+        for cell, each in values.items()
+        for i, value in enumerate(each)
+    ]
+    return statistics.tabulate(ablation, rows)
+
+
+def test_comparisons_are_paired_and_corrected():
+    values = {
+        (8,): [1.0, 2.0, 3.0, 4.0],
+        (16,): [1.5, 2.4, 3.6, 4.5],
+        (32,): [1.1, 1.8, 3.1, 4.2],
+    }
+    table = made_table(values, width=(8, 16, 32))
+    found = statistics.compare(table, "score_error")
+    wanted = [stats.ttest_rel(values[cell,], values[8,]) for cell in (16, 32)]
+    for difference, test in zip(found, wanted, strict=True):
+        assert difference.p == pytest.approx(test.pvalue)
+        interval = test.confidence_interval()
+        assert (difference.low, difference.high) == pytest.approx(tuple(interval))
+    low, high = (test.pvalue for test in wanted)
+    assert [d.corrected for d in found] == pytest.approx([2 * low, max(2 * low, high)])
+    best, ties = statistics.best_of(table, "score_error")
+    assert best == (8,)
+    assert ties == {(32,)}
+    mean, error = statistics.mean_and_error(table.values["score_error"][8,])
+    assert (mean, error) == pytest.approx((2.5, stats.sem(values[8,])))
+
+
+def test_an_axis_is_judged_with_the_others_averaged_over():
+    values = {
+        (8, 1): [1.0, 2.0],
+        (8, 2): [2.0, 4.0],
+        (16, 1): [2.0, 3.5],
+        (16, 2): [3.0, 5.0],
+    }
+    table = made_table(values, width=(8, 16), depth=(1, 2))
+    found = {each.name: each.mean for each in statistics.effects(table, "score_error")}
+    assert found == pytest.approx({"width=16": 1.125, "depth=2": 1.375})
+
+
+def test_the_front_is_of_those_that_none_beats_in_both():
+    points = {"a": (1, 5.0), "b": (2, 6.0), "c": (2, 4.0), "d": (3, 4.0), "e": (9, 1.0)}
+    assert plots.pareto_front(points) == ["a", "c", "e"]
+
+
+def test_the_bench_of_seeds_ends_with_a_ratio(monkeypatch, capsys):
+    monkeypatch.setattr(bench_seeds, "_command", lambda folder, num, seed: (3.0 + num, 2.0 * num))
+    bench_seeds.seeds(num=4)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["training alone 1.000", "ratio 0.438"]
+
+
+# --- Kills ---------------------------------------------------------------------------------
+
+
+def kill_at_random(folder, times, longest, rng):
+    """Start the same command again and again, killing it within `longest` seconds, then let it end.
+
+    Returns how often it was killed before its end.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.abspath(ablate.__file__)))
+    command = [sys.executable, "-m", "experiments.ablate", "coupling", "--preset", "smoke"]
+    command += ["--quiet", "--run-dir", str(folder)]
+    environment = os.environ | {"PYTHONPATH": root}
+    kills = 0
+    for _ in range(times):
+        process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=rng.uniform(0.0, longest))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+    subprocess.run(command, cwd=root, env=environment, stdout=subprocess.DEVNULL, check=True)
+    return kills
+
+
+def check_kills(tmp_path, times):
+    options = ["--preset", "smoke", "--quiet", "--run-dir", str(tmp_path / "whole")]
+    start = time.perf_counter()
+    assert ablate.main(["coupling", *options]) == 0
+    longest = 1.5 * (time.perf_counter() - start) + 3.0
+    kills = kill_at_random(tmp_path / "run", times, longest, random.Random(times))
+    print(f"{kills} kills")
+    assert kills > 0
+    assert snapshot(tmp_path / "run") == snapshot(tmp_path / "whole")
+
+
+def test_a_signal_stops_between_two_steps_and_stores_no_half(tmp_path, monkeypatch, capsys):
+    def run_group(ablation, group, tick):
+        if group.index == 1:
+            signal.raise_signal(signal.SIGTERM)
+        tick(1)
+        return {"group": group.index, "rows": [], "seconds": {"train": 0.0}}
+
+    monkeypatch.setattr(judging, "run_group", run_group)
+    command = ["losses", "--preset", "smoke", "--quiet", "--run-dir", str(tmp_path)]
+    assert ablate.main(command) == STOPPED_EXIT_CODE
+    assert "Run the same command to go on" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "groups").iterdir()] == ["000.json"]
+
+
+def test_three_kills_change_nothing(tmp_path):
+    check_kills(tmp_path, 3)
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(tmp_path):
+    check_kills(tmp_path, 10)
