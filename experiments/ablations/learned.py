@@ -1,6 +1,6 @@
 """What the committed runs of the full presets taught, in the words of who looked at them."""
 
-LEARNED = dict.fromkeys(("samplers", "ema"), "") | {
+LEARNED = dict.fromkeys(("ema",), "") | {
     "ends": """
 For samples it matters, as the article and Lin et al. 2024 (arXiv:2305.08891) say: the Fréchet
 distance falls from 9.32 ± 0.13 where alpha(T)^2 is 0.58 to 6.11 ± 0.06 where it is 0.00004, with
@@ -21,6 +21,16 @@ best in bits, while min-SNR and EDM's give better samples (5.6 and 5.3 for 6.1),
 (arXiv:2303.09556) claim. The process hardly matters to v. With three seeds and 26 comparisons
 Holm's correction leaves next to nothing significant row by row; averaged over the others, the gain
 of v is.
+""",
+    "samplers": """
+Few calls tell samplers apart, many do not. At five calls UniPC is at a Fréchet distance of 1.84 ±
+0.08, about where all deterministic samplers end (1.77 to 1.82 at 20 calls and more, one flow after
+all), while DDIM is at 2.30 ± 0.08 and needs ten to twenty: as Zhao et al. 2023 (arXiv:2302.04867)
+and Lu et al. 2022 (arXiv:2211.01095) claim. Given enough steps the noise of `ancestral` is as good
+in distance, and its samples read better as their label (0.69 to 0.74 for about 0.61), in keeping
+with Karras et al. 2022 (arXiv:2206.00364), for whom noise corrects earlier errors. That fewer steps
+read better is no merit: they draw plainer digits. Three seeds leave little of this significant
+after Holm's correction.
 """,
     "coupling": """
 Yes, and here by much: with optimal-transport coupling the velocity varies a hundredth as much along
