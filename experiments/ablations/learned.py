@@ -1,6 +1,6 @@
 """What the committed runs of the full presets taught, in the words of who looked at them."""
 
-LEARNED = dict.fromkeys(("ema",), "") | {
+LEARNED = {
     "ends": """
 For samples it matters, as the article and Lin et al. 2024 (arXiv:2305.08891) say: the Fréchet
 distance falls from 9.32 ± 0.13 where alpha(T)^2 is 0.58 to 6.11 ± 0.06 where it is 0.00004, with
@@ -40,6 +40,15 @@ coupling is near the optimal one, not the same. With many steps both end at the 
 their likelihoods cannot be told apart, so the gain is in calls alone, as Pooladian et al. 2023
 (arXiv:2304.14772) and Tong et al. 2024 (arXiv:2302.00482) have it; the matching on the host made
 training eight times slower.
+""",
+    "ema": """
+Averaging pays where the learning rate does not fall: at a constant rate decay 0.97 brings 2.67 ±
+0.04 bits per dimension to 2.50 ± 0.02, and 0.9 a Fréchet distance of 3.75 ± 0.11 to 3.52 ± 0.06.
+Under a cosine decay, whose last steps hardly move, no average beats the last parameters. That
+agrees with the view of averaging as a decay of the learning rate in disguise, and with Karras et
+al. 2024 (arXiv:2312.02696), who find the best length to differ from case to case. In a run of 800
+steps 0.997 and 0.999, at home in runs of 10^5, still remember the start, and ruin it. That the
+constant rate ends ahead of the cosine says only that 800 steps are few.
 """,
     "losses": """
 With the exact score to regress on, 2000 steps leave an eighth of the error that denoising leaves:
