@@ -107,8 +107,8 @@ Preset `{record["preset"]}` of `{record["name"]}`: {steps} steps of batch {batch
 
 {_results(table)}
 
-± is the standard error over seeds. **Bold**: best mean. ≈: the 95% interval of the difference \
-from the best, paired by seed, holds 0. Empty: a run diverged. Compared with the base, \
+± is the standard error over seeds. **Bold**: best mean. ≈: within two standard errors of the \
+difference from the best, paired by seed. Empty: a run diverged. Compared with the base, \
 {_base(table)}.
 
 {pictures}
@@ -206,7 +206,7 @@ def _verdict(table: Table, comparisons: Mapping[str, list[Difference]]) -> str:
         label = table.ablation.world.measures[name].label
         text = f"Best {label}: {number(*mean_and_error(cells[best]))} with "
         text += f"{table.name_of(best, name)}"
-        text += f", from which {len(ties)} of the other {len(cells) - 1} differ by less than error"
+        text += f", which {len(ties)} of the other {len(cells) - 1} come up to within error"
         found = [each for each in comparisons[name] if each.corrected is not None]
         if found:
             real = sum(each.corrected < statistics.LEVEL for each in found if each.corrected)

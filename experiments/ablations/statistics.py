@@ -40,13 +40,6 @@ class Difference(NamedTuple):
     p: float | None = None
     corrected: float | None = None
 
-    @property
-    def is_tie(self) -> bool:
-        """Whether the interval holds 0; where there is none, whether the means are equal."""
-        if self.low is None or self.high is None:
-            return self.mean == 0.0
-        return self.low <= 0.0 <= self.high
-
 
 class Table(NamedTuple):
     """The values of an ablation's rows.
@@ -131,14 +124,19 @@ def summarize(table: Table) -> list[Row]:
 
 
 def best_of(table: Table, name: str) -> tuple[Cell | None, set[Cell]]:
-    """Return the best cell of a measure, and those whose paired interval to it holds 0."""
+    """Return the best cell of a measure, and those within two standard errors of it, paired."""
     cells = {c: v for c, v in table.cells_of(name).items() if np.isfinite(v).all()}
     if not cells:
         return None, set()
     sign = -1.0 if table.ablation.world.measures[name].higher_is_better else 1.0
     best = min(cells, key=lambda cell: sign * float(cells[cell].mean()))
-    ties = {c for c, v in cells.items() if c != best and difference("", v, cells[best]).is_tie}
+    ties = {cell for cell, v in cells.items() if cell != best and _is_near(v - cells[best])}
     return best, ties
+
+
+def _is_near(gaps: np.ndarray) -> bool:
+    mean, error = mean_and_error(gaps)
+    return abs(mean or 0.0) <= 2.0 * (error or 0.0)
 
 
 def compare(table: Table, name: str) -> list[Difference]:
