@@ -5,6 +5,7 @@
     python -m experiments.bench input
     python -m experiments.bench scaling
     python -m experiments.bench samplers
+    python -m experiments.bench seeds
 
 The sides take turns, so that a machine whose speed drifts slows all; the last line is the median
 of the pairwise ratios, ours over bare.
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from experiments import command
 from experiments.benches.samplers import samplers
 from experiments.benches.scaling import scaling
+from experiments.benches.seeds import seeds
 from experiments.benches.training import checkpoints, input_pipeline, train_step
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -24,6 +26,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "input": input_pipeline,
     "scaling": scaling,
     "samplers": samplers,
+    "seeds": seeds,
 }
 
 

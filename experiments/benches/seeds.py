@@ -21,7 +21,7 @@ PLANE = Ablation(
     seeds=1,
 )
 """A network in the plane."""
-NAME = "experiments.ablations.bench_seeds:PLANE"
+NAME = "experiments.benches.seeds:PLANE"
 
 
 def seeds(num: int = 8, seed: int = 0, rounds: int = 1) -> None:
