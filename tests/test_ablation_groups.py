@@ -17,7 +17,6 @@ from scipy import stats
 
 from experiments import ablate, fitting, toy2d
 from experiments.ablations import (
-    bench_seeds,
     images,
     judging,
     plane,
@@ -28,6 +27,7 @@ from experiments.ablations import (
 )
 from experiments.ablations.catalogue import MAKERS
 from experiments.ablations.definition import Ablation, cells, fit_type, groups, record
+from experiments.benches import seeds as seeds_bench
 from jaxdiff import data
 from jaxdiff import training as library
 from jaxdiff.training.loop import STOPPED_EXIT_CODE
@@ -284,8 +284,8 @@ def test_the_front_is_of_those_that_none_beats_in_both():
 
 
 def test_the_bench_of_seeds_ends_with_a_ratio(monkeypatch, capsys):
-    monkeypatch.setattr(bench_seeds, "_command", lambda folder, num, seed: (3.0 + num, 2.0 * num))
-    bench_seeds.seeds(num=4)
+    monkeypatch.setattr(seeds_bench, "_command", lambda folder, num, seed: (3.0 + num, 2.0 * num))
+    seeds_bench.seeds(num=4)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == ["training alone 1.000", "ratio 0.438"]
 
