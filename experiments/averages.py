@@ -1,8 +1,7 @@
 """Which average of the parameters samples and is judged: one that was kept, or one made of them."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from experiments.command import Refusal, refusing
 from experiments.fitting import MAIN, TrainingConfig, ema_decays, main_average
@@ -36,10 +35,14 @@ class Average:
 
     def _made(self, checkpoints: Checkpoints) -> PyTree:
         assert self.ema_std is not None
-        found: list[tuple[int, str]] = []
-        for step in checkpoints.steps():
-            kept = _kept(checkpoints, step)
-            found += [(step, name) for name in kept if name.startswith("std_")]
+        found, trees = [], []
+        for step in checkpoints.sound_steps():
+            restored = checkpoints.restore(step=step)
+            assert restored is not None
+            for name, tree in restored.state["ema"].items():
+                if name.startswith("std_"):
+                    found.append((step, name))
+                    trees.append(tree)
         if not found:
             raise Refusal("--ema-std needs a run trained with --ema-stds, such as 0.05 0.1.")
         with refusing(ValueError, say="--ema-std: "):
@@ -49,18 +52,7 @@ class Average:
                 found[-1][0],
                 self.ema_std,
             )
-
-        def trees() -> Iterator[PyTree]:
-            for step, name in found:
-                yield _kept(checkpoints, step)[name]
-
-        return ema.combine(weights, trees())
-
-
-def _kept(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
-    restored = checkpoints.restore(step=step)
-    assert restored is not None
-    return restored.state["ema"]
+        return ema.combine(weights, trees)
 
 
 NO_CHOICE = Average()

@@ -2,7 +2,10 @@
 
 import contextlib
 import math
+import os
+import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 import jax
 
 from jaxdiff.data import NotPreparedError
+from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import CheckpointError
 from jaxdiff.training.loop import STOPPED_EXIT_CODE, NotFinite, Stopped
@@ -94,7 +98,10 @@ def run(
     import tyro
 
     warnings.filterwarnings("ignore", module="tyro")
+    before = signal.getsignal(signal.SIGTERM)
     try:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C does; the loop saves instead
         prog = f"python -m experiments.{name}"
         if callable(commands):
             tyro.cli(commands, prog=prog, args=list(argv))
@@ -102,11 +109,37 @@ def run(
             tyro.extras.subcommand_cli_from_dict(dict(commands), prog=prog, args=list(argv))
     except Stopped as stopped:
         print(f"{stopped} Run the same command to go on.", file=sys.stderr)
+        distributed.wait_for_all()
         return STOPPED_EXIT_CODE
     except KeyboardInterrupt:
         print("Interrupted. Run the same command to go on.", file=sys.stderr)
-        return STOPPED_EXIT_CODE
+        return _alone(STOPPED_EXIT_CODE)
     except (Refusal, RunError, CheckpointError, NotPreparedError, NotFinite) as refusal:
         print(f"error: {refusal}", file=sys.stderr)
-        return 1
+        return _alone(1)
+    except Exception:
+        if not distributed.is_started():
+            raise
+        traceback.print_exc()
+        return _alone(1)
+    finally:
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, before)
+    distributed.wait_for_all()
     return 0
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _alone(code: int) -> int:
+    """Return the exit code; of several processes, end here and now.
+
+    The others would wait for this one at JAX's own end, where it would say that all is well.
+    """
+    if distributed.is_started():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code

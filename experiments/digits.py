@@ -73,11 +73,11 @@ def train(
     images = open_images(config, "train")
     with command.compiling_for(preset):
         params = fit(config, images, directory, running, progress=not quiet)
-        if not distributed.is_main():
-            return
-        if not (directory / command.REPORT).exists():
-            digits_report.write(config, params, directory, devices=running.local())
-    print(f"Report: {directory / command.REPORT}")
+        if distributed.any_of(not (directory / command.REPORT).exists()):
+            with refusing(OSError, say=f"--run-dir {directory} cannot be written: "):
+                digits_report.write(config, params, directory, devices=running.local())
+    if distributed.is_main():
+        print(f"Report: {directory / command.REPORT}")
 
 
 def fit(
@@ -197,10 +197,10 @@ def evaluate(
     directory = Path(run_dir)
     devices.start()
     config, _, params = restore(directory, average)
-    if not distributed.is_main():
-        return
-    digits_report.write(config, params, directory, exact=exact, devices=devices.local())
-    print((directory / command.REPORT).read_text())
+    with refusing(OSError, say=f"--run-dir {directory} cannot be written: "):
+        digits_report.write(config, params, directory, exact=exact, devices=devices.local())
+    if distributed.is_main():
+        print((directory / command.REPORT).read_text())
 
 
 def export(

@@ -22,7 +22,7 @@ from experiments.image_model import (
     pixels,
 )
 from jaxdiff import data, forward, likelihood, numerics, plotting
-from jaxdiff.training import parallel
+from jaxdiff.training import distributed, parallel
 from jaxdiff.training import run as runs
 from jaxdiff.typing import Array, Key, PyTree
 
@@ -40,12 +40,15 @@ def write(
 ) -> None:
     """Judge and draw a model: evaluation.json, the figures and, last, report.md.
 
-    The likelihoods and samples are spread over `devices`, by default all of this process.
+    The likelihoods are spread over `devices`, by default all, of every process: all call this
+    alike, and process 0 draws and writes.
     """
     train, test = (open_images(config, split) for split in ("train", "test"))
     model = build_model(config, train)
     key_judge, key_draw = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
     results = judge(config, model, params, key_judge, train, test, exact=exact, devices=devices)
+    if not distributed.is_main():
+        return
     results["steps_per_second"] = _median_rate(directory)
     results["samples_per_second"] = draw(
         config, model, params, key_draw, test, directory, devices=devices
@@ -85,16 +88,18 @@ def judge(
         "held_out_bits_per_dim_stderr": float(held_out.std(ddof=1) / math.sqrt(count)),
         "train_bits_per_dim": float(seen.mean()),
     }
+    if exact:
+        exact_bits_of = make_bits_of(config, model, test, exact=True, devices=devices)
+        values = exact_bits_of(params, key_probes, x_test[:count], _labels(test)[:count])
+        results["held_out_bits_per_dim_exact"] = float(values.mean())
+    if not distributed.is_main():
+        return results
     seed = int(jax.random.bits(key_mixture, dtype=jnp.uint16))
     by_components = mixture_bits(
         x_train, x_test[:count], config.mixture_components, test.bin_width, seed
     )
     best = min(by_components, key=by_components.__getitem__)
     results |= {"mixture_bits_per_dim": by_components[best], "mixture_components": best}
-    if exact:
-        exact_bits_of = make_bits_of(config, model, test, exact=True, devices=devices)
-        values = exact_bits_of(params, key_probes, x_test[:count], _labels(test)[:count])
-        results["held_out_bits_per_dim_exact"] = float(values.mean())
     return results
 
 
@@ -130,13 +135,14 @@ def make_bits_of(
     spread = parallel.map_rows(of_chunk, devices=devices)
 
     def bits_of(params: PyTree, key: Key, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        keys = numerics.row_keys(key, len(x))
-        size = 16 if exact else len(x)
+        mine = distributed.rows_of(len(x))
+        rows = numerics.row_keys(key, len(x))[mine], x[mine], labels[mine]
+        size = 16 if exact else max(len(mine), 1)
         parts = [
-            spread(params, keys[i : i + size], x[i : i + size], labels[i : i + size])
-            for i in range(0, len(x), size)
+            spread(params, *(each[i : i + size] for each in rows))
+            for i in range(0, len(mine), size)
         ]
-        return np.concatenate(parts)
+        return distributed.join_rows(np.concatenate([np.zeros(0, np.float32), *parts]), len(x))
 
     return bits_of
 

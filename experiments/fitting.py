@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.command import refusing
 from experiments.running import Running
 from jaxdiff import training
 from jaxdiff.training import distributed, ema, loop, parallel, throughput
@@ -136,6 +137,10 @@ def fit(
     def make() -> training.TrainState:
         return training.init(init_params(), optimizer, ema_decay=decays)
 
+    with refusing(ValueError, say="--distributed: "):
+        distributed.agree(
+            config=json.dumps(record, sort_keys=True), running=json.dumps(running.shared())
+        )
     shapes = jax.eval_shape(make)
     places = mode.shardings(shapes)
     with contextlib.closing(open_checkpoints(directory, running)) as checkpoints:
@@ -150,6 +155,7 @@ def fit(
             state = jax.jit(make, out_shardings=places)()
         else:
             state = jax.tree.map(jnp.copy, restored.state)  # the loop may donate copies
+            del restored
         start = int(state.step)
         if start >= config.num_steps:
             return distributed.gather(main_average(config, state.ema))

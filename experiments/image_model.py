@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from experiments.command import Refusal, check_bounds, refusing
+from experiments.fitting import ema_decays
 from experiments.methods import METHODS
 from jaxdiff import (
     data,
@@ -24,7 +25,7 @@ from jaxdiff import (
     weightings,
 )
 from jaxdiff.processes import Process
-from jaxdiff.training import parallel
+from jaxdiff.training import ema, parallel
 from jaxdiff.typing import Apply, Array, Batch, Denoiser, Key, LossFn, PyTree
 
 PROCESSES: dict[str, Callable[[], Process]] = {
@@ -152,6 +153,8 @@ def check(config: Config) -> None:
     bounds |= dict.fromkeys(("ema_decay", "drop_cond", "dropout"), (0, 1))
     bounds |= dict.fromkeys(("learning_rate", "clip_norm", "eval_tolerance"), (1e-12, 1e12))
     check_bounds(config, bounds)
+    with refusing(ValueError):
+        ema.check_decay(ema_decays(config))
     if not config.log_snr_low < config.log_snr_high:
         raise Refusal(
             "--log-snr-low must be below --log-snr-high; "

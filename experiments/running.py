@@ -77,10 +77,12 @@ class Running(Devices):
 
     def start(self) -> None:
         """Check the options; join the other processes; before anything else of JAX."""
-        for name in ("fsdp", "accumulate", "steps_per_call", "keep_last", "keep_every"):
+        for name in ("fsdp", "accumulate", "steps_per_call", "keep_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise Refusal(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
+        if self.keep_last < 3:
+            raise Refusal(f"--keep-last must be at least 3; got {self.keep_last}.")
         if self.profile_steps < 0:
             raise Refusal(f"--profile-steps must be at least 0; got {self.profile_steps}.")
         if self.fsdp > 1 and self.parallel != "mesh":
@@ -110,6 +112,11 @@ class Running(Devices):
                 f"--batch-size must be a multiple of {parts}, for {mode.num_shards} devices"
                 f"{shares}; got {batch_size}."
             )
+
+    def shared(self) -> dict[str, Any]:
+        """Return what all processes must have alike."""
+        own = ("process_id", "compilation_cache", "coordinator_address")
+        return {name: value for name, value in self.record().items() if name not in own}
 
     def record(self) -> dict[str, Any]:
         """Return what JSON can hold."""

@@ -2,8 +2,9 @@
 
 import json
 import os
-import re
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,11 @@ import jax
 import numpy as np
 
 from experiments.command import Refusal
-from jaxdiff.training import distributed
+from jaxdiff.training import checksums, distributed
 from jaxdiff.training import run as runs
 
 PER_FILE = 1024
 RECORD = "samples.json"
-_FILE = re.compile(r"([0-9]{8})-([0-9]{8})\.npz")
 
 
 def write(
@@ -43,31 +43,55 @@ def write(
     from tqdm import tqdm
 
     _claim(directory, record)
-    num = len(labels)
-    starts = range(0, num, PER_FILE)
-    mine = starts[jax.process_index() :: jax.process_count()]
-    ranges = [(first, min(first + PER_FILE, num)) for first in mine]
-    missing = [each for each in ranges if not (directory / _name(*each)).exists()]
+    ranges = _ranges(len(labels))
+    mine = ranges[jax.process_index() :: jax.process_count()]
+    missing = [each for each in mine if not _is_whole(directory / _name(*each))]
     show = progress and distributed.is_main() and sys.stderr.isatty()
     for first, last in tqdm(missing, unit="file", disable=not show):
         staged = directory / f".{_name(first, last)}"
         np.savez(staged, images=draw(first, last), labels=labels[first:last])
+        checksums.flush(staged)
         os.replace(staged, directory / _name(first, last))
         for path in directory.glob(f"{first:08d}-*.npz"):  # of a smaller number
             if path.name != _name(first, last):
                 path.unlink()
-    print(
-        f"{directory}: {sum(last - first for first, last in ranges)} images in {len(ranges)} "
-        f"files, {len(ranges) - len(missing)} of them there before"
-    )
+    if distributed.is_main():
+        count = sum(last - first for first, last in mine)
+        which = "" if len(mine) == len(ranges) else f" of this process, of {len(labels)} in all"
+        print(
+            f"{directory}: {count} images in {len(mine)} files{which}, "
+            f"{len(mine) - len(missing)} of them there before"
+        )
 
 
 def read(directory: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return all images and labels of a folder, in their order."""
-    paths = sorted(path for path in directory.iterdir() if _FILE.fullmatch(path.name))
-    parts = [np.load(path) for path in paths]
-    images, labels = ([part[name] for part in parts] for name in ("images", "labels"))
+    """Return all images and labels that a folder's record names, in their order."""
+    num, images, labels = _read_record(directory / RECORD)["num"], [], []
+    for each in _ranges(num):
+        with np.load(directory / _name(*each)) as part:
+            images.append(part["images"])
+            labels.append(part["labels"])
     return np.concatenate(images), np.concatenate(labels)
+
+
+def _ranges(num: int) -> list[tuple[int, int]]:
+    return [(first, min(first + PER_FILE, num)) for first in range(0, num, PER_FILE)]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, zlib.error):
+        return False
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+        return {**record, "num": int(record["num"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise Refusal(f"{path} cannot be read ({error}). Take another folder.") from error
 
 
 def _name(first: int, last: int) -> str:
@@ -90,7 +114,10 @@ def _problem(directory: Path, record: Mapping[str, Any]) -> str | None:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             return f"--out {directory} holds other files; take another folder."
         return None
-    old = json.loads(path.read_text())
+    try:
+        old = _read_record(path)
+    except Refusal as refusal:
+        return str(refusal)
     differing = [name for name in record if name != "num" and record[name] != old.get(name)]
     if record["num"] < old["num"]:
         differing.append("num")

@@ -204,6 +204,11 @@ class Checkpoints:
                 self._writer.close()
                 self._writer = None
 
+    def sound_steps(self) -> list[int]:
+        """List the steps whose checksums hold, oldest first, reporting those that do not."""
+        self.wait()
+        return [step for step in self.steps() if self._is_sound(step)]
+
     def latest_sound(self) -> int | None:
         """Find the newest checkpoint whose checksums hold, reporting those that do not.
 
@@ -306,12 +311,16 @@ class Checkpoints:
         for path in step_folders.leftovers(self.directory):
             self._report_once(f"{path} is incomplete: an unfinished save; it is not used.")
         for step in reversed(steps):
-            damage = find_damage(self.directory / str(step))
-            if damage is None:
+            if self._is_sound(step):
                 return step
+        return _NOTHING_SOUND if steps else _NOTHING
+
+    def _is_sound(self, step: int) -> bool:
+        damage = find_damage(self.directory / str(step))
+        if damage is not None:
             self._damaged.add(step)
             self._report_once(f"{self.directory / str(step)} is {damage}; it is not used.")
-        return _NOTHING_SOUND if steps else _NOTHING
+        return damage is None
 
     def _require_sound(self, step: int) -> None:
         self.wait()

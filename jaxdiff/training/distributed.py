@@ -1,5 +1,6 @@
 """Several processes as one run: JAX's own runtime, started and asked."""
 
+import hashlib
 from typing import Any
 
 import jax
@@ -44,18 +45,26 @@ def start(
             raise ValueError(f"`process_id` must lie in 0..{num_processes - 1}; got {process_id}.")
     if coordinator_address is not None and not _is_address(coordinator_address):
         raise ValueError(f"`coordinator_address` must be HOST:PORT; got {coordinator_address!r}.")
+    # It would catch SIGTERM from here on and do nothing about it; the training loop does.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(
-            coordinator_address,
-            num_processes,
-            process_id,
-            shutdown_timeout_seconds=DAY,
-        )
+        jax.distributed.initialize(coordinator_address, num_processes, process_id)
     except ValueError as error:  # JAX's words for a cluster that it does not find
         raise RuntimeError(
             "no cluster tells how many processes there are; say it by `coordinator_address`, "
-            f"`num_processes` and `process_id` ({error})"
+            "`num_processes` and `process_id`"
         ) from error
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(
+            f"process {process_id} cannot join at {coordinator_address}: {reason}. Is the address "
+            "that of process 0, its port free, and are the others started?"
+        ) from error
+
+
+def is_started() -> bool:
+    """Tell whether this is one of several processes."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_main() -> bool:
@@ -68,6 +77,55 @@ def any_of(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def wait_for_all() -> None:
+    """Wait until every process comes here, a day at most: once, at the end of a program.
+
+    JAX itself waits for five minutes at its end, and then aborts processes that are still at work.
+    """
+    if jax.process_count() > 1:
+        from jax._src.distributed import global_state  # there is no public way to wait longer
+
+        client = global_state.client
+        assert client is not None
+        client.wait_at_barrier("jaxdiff_end", 1000 * DAY)
+
+
+def agree(**values: str) -> None:
+    """Check that all processes were started alike; all must ask together.
+
+    Raises:
+        ValueError: if one has other values, naming the first that differs.
+    """
+    if jax.process_count() == 1:
+        return
+    for name, value in values.items():
+        digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
+        found = np.asarray(multihost_utils.process_allgather(digest))
+        if (found != found[0]).any():
+            others = sorted(set(np.flatnonzero((found != found[0]).any(axis=1)).tolist()))
+            raise ValueError(
+                f"`{name}` of process 0 is not that of process {', '.join(map(str, others))}; "
+                "start all with the same command, code and data."
+            )
+
+
+def rows_of(num_rows: int) -> np.ndarray:
+    """Return which of so many rows are this process's share of some work."""
+    return np.arange(jax.process_index(), num_rows, jax.process_count())
+
+
+def join_rows(part: np.ndarray, num_rows: int) -> np.ndarray:
+    """Return all rows, of which each process brings those of `rows_of`; all must ask together."""
+    count = jax.process_count()
+    if count == 1:
+        return part
+    longest = -(-num_rows // count)
+    padded = np.zeros((longest, *part.shape[1:]), part.dtype)
+    padded[: len(part)] = part
+    found = np.asarray(multihost_utils.process_allgather(padded))
+    return np.swapaxes(found, 0, 1).reshape(-1, *part.shape[1:])[:num_rows]
 
 
 def gather(tree: PyTree) -> PyTree:

@@ -35,8 +35,11 @@ def export_params(
     arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
     arrays[CONFIG] = np.asarray(json.dumps(dict(config or {})))
     staged = path.with_name(f".{path.name}")
-    np.savez(staged, **arrays)
-    os.replace(staged, path)
+    try:
+        np.savez(staged, **arrays)
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def import_params(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -53,12 +53,17 @@ class NotFinite(ArithmeticError):
     """
 
     def __init__(
-        self, step: int, values: Mapping[str, float], details: Mapping[str, Any] | None = None
+        self,
+        step: int,
+        values: Mapping[str, float],
+        details: Mapping[str, Any] | None = None,
+        *,
+        skipped: int = 0,
     ) -> None:
         shown = ", ".join(f"{name}={value}" for name, value in values.items())
+        kept = f"The {skipped} steps before it were skipped too" if skipped else "It was not saved"
         super().__init__(
-            f"Step {step} is not finite: {shown}. Nothing of it was saved; "
-            "a lower --learning-rate may help."
+            f"Step {step} is not finite: {shown}. {kept}; a lower --learning-rate may help."
         )
         self.details = {"step": step, "values": {k: str(v) for k, v in values.items()}}
         self.details |= details or {}
@@ -244,14 +249,15 @@ def fit(
 
 
 def _is_finite(values: Mapping[str, float]) -> bool:
-    return all(map(math.isfinite, values.values()))
+    """Judge a step by what `make_update` skips it for."""
+    return all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm"))
 
 
 def _means(values: list[dict[str, float]]) -> dict[str, float]:
     """Return the mean of each metric over the steps that have it finite."""
     finite = [each for each in values if _is_finite(each)]
     names = finite[-1] if finite else {}
-    return {name: math.fsum(each[name] for each in finite) / len(finite) for name in names}
+    return {name: sum(each[name] for each in finite) / len(finite) for name in names}
 
 
 class _Unread:
@@ -284,7 +290,7 @@ class _Unread:
                 self._skipped = 0
                 continue
             self._skipped += 1
-            problem = NotFinite(step, values, self._repeat(step))
+            problem = NotFinite(step, values, self._repeat(step), skipped=self._skipped - 1)
             if not self._skip or self._skipped >= MAX_SKIPPED:
                 raise problem
             if distributed.is_main():

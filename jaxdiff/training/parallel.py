@@ -245,7 +245,8 @@ def map_rows(
 
     Returns:
         The function of any N, padded with copies of the last row where the devices do not divide
-        it; the result is of NumPy arrays.
+        it; the result is of NumPy arrays. What was shared is not sent again if the next call has
+        the same arrays.
     """
     devices = jax.local_devices() if devices is None else devices
     grid, rows = Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(AXIS)
@@ -261,6 +262,13 @@ def map_rows(
     compiled = jax.jit(mapped)
     whole = NamedSharding(grid, PartitionSpec())
     by_row = NamedSharding(grid, rows)
+    last: list[Any] = [None, None]  # what was shared in the last call, and its place
+
+    def placed(shared: PyTree) -> PyTree:
+        leaves = jax.tree.leaves(shared)
+        if last[0] is None or [*map(id, last[0])] != [*map(id, leaves)]:
+            last[:] = leaves, jax.device_put(shared, whole)
+        return last[1]
 
     def call(shared: PyTree, *args: PyTree) -> PyTree:
         num_rows = len(jax.tree.leaves(args)[0])
@@ -270,7 +278,7 @@ def map_rows(
         def pad(x: Any) -> Any:
             return jax.device_put(x if padded == num_rows else x[taken], by_row)
 
-        out = compiled(jax.device_put(shared, whole), jax.tree.map(pad, args))
+        out = compiled(placed(shared), jax.tree.map(pad, args))
         return jax.tree.map(lambda x: np.asarray(x)[:num_rows], out)
 
     return call

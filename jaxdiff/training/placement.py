@@ -108,7 +108,7 @@ def spread(batch: Batch, mesh: Mesh, *, axis: int = 0) -> Batch:
     Raises:
         ValueError: if the rows do not split into equal shards.
     """
-    check_batch(batch, mesh.size, axis=axis)
+    check_batch(batch, mesh.size, axis=axis, num_processes=jax.process_count())
     rows = NamedSharding(mesh, PartitionSpec(*[None] * axis, (AXIS, FSDP)))
 
     def of_leaf(x: Any) -> Array:
@@ -130,12 +130,19 @@ def everywhere(key: Key, sharding: Sharding) -> Key:
     return jax.random.wrap_key_data(spread_out, impl=jax.random.key_impl(key))
 
 
-def check_batch(batch: Batch, count: int, *, axis: int = 0) -> None:
-    """Raise ValueError unless a batch, of this process or global, splits into `count` shards."""
+def check_batch(batch: Batch, count: int, *, axis: int = 0, num_processes: int = 1) -> None:
+    """Raise ValueError unless a batch splits into `count` shards.
+
+    Args:
+        batch: rows of one of `num_processes` equal shares, or a global array.
+        count: shards of the whole.
+        axis: along which the rows are.
+        num_processes: shares of the whole.
+    """
     for path, leaf in jax.tree.leaves_with_path(batch):
         num_rows = np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0
         of_all = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-        factor = 1 if of_all else jax.process_count()
+        factor = 1 if of_all else num_processes
         if num_rows == 0 or (num_rows * factor) % count:
             raise ValueError(
                 f"`batch{jax.tree_util.keystr(path)}` must have rows that {count} devices share "

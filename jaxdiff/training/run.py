@@ -5,6 +5,7 @@ save) may differ from one start to the next and stand outside the hash; so does 
 steps, which may grow. Any other difference is refused before a file is touched.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -202,9 +203,19 @@ class MetricsLog:
             self._board = SummaryWriter(str(tensorboard), purge_step=after + 1)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one object."""
-        self._file.write(json.dumps(dict(values)) + "\n")
-        self._file.flush()
+        """Append one object.
+
+        Raises:
+            RunError: if the disk does not take it.
+        """
+        try:
+            self._file.write(json.dumps(dict(values)) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunError(
+                f"{self._file.name} cannot be written: {error.strerror}. Saved checkpoints are as "
+                "they were."
+            ) from error
         if self._board is not None:
             for name, value in values.items():
                 if name != "step":
@@ -212,7 +223,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what was left unwritten was said
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -233,8 +245,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     lines = []
     for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:  # the line that a kill cut short
-            continue
+        with contextlib.suppress(ValueError):  # the line that a kill cut short
+            line = json.loads(text)
+            lines += [line] if isinstance(line, dict) and "step" in line else []
     return lines
