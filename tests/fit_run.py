@@ -1,8 +1,9 @@
 """Train a tiny digits model for some steps, without a report: a run that tests kill and move.
 
-    fit_run.py FOLDER NUM_STEPS CHECKPOINT_EVERY [RUNNING as JSON]
+    fit_run.py FOLDER NUM_STEPS CHECKPOINT_EVERY [RUNNING as JSON [HARM]]
 
-Run in a process of its own by test_crashes.py; exits as the command line would.
+Run in a process of its own by test_crashes.py; exits as the command line would. HARM is what goes
+wrong in this process alone: `refuse` or `fail`, or `seed` for another config.
 """
 
 import json
@@ -14,7 +15,7 @@ from experiments.image_model import Config, open_images
 from experiments.running import Running
 
 
-def main(folder, num_steps, checkpoint_every, running="{}"):
+def main(folder, num_steps, checkpoint_every, running="{}", harm=""):
     running = Running(**json.loads(running))
     config = Config(
         width=16,
@@ -26,10 +27,15 @@ def main(folder, num_steps, checkpoint_every, running="{}"):
         warmup_steps=5,
         checkpoint_every=int(checkpoint_every),
         log_every=1,
+        seed=int(harm == "seed"),
     )
 
     def train():
         running.start()
+        if harm == "refuse":
+            raise command.Refusal("as asked")
+        if harm == "fail":
+            raise OSError("as asked")
         images = open_images(config, "train")
         with command.compiling_for("smoke"):
             digits.fit(config, images, pathlib.Path(folder), running, progress=False)

@@ -158,6 +158,44 @@ def test_images_are_the_same_by_one_device_eight_and_two_processes(tmp_path):
         assert np.abs(found.astype(int) - images).max() <= 16  # by one of the 17 levels
 
 
+def two(folder, harm=(), num_steps=20):
+    """Start two processes of four devices, one of which may be harmed."""
+    others = {"coordinator_address": f"localhost:{free_port()}", "num_processes": 2}
+    options = [
+        json.dumps({"parallel": "pmap", "distributed": True, **others, "process_id": i})
+        for i in range(2)
+    ]
+    return [
+        start(4, SCRIPT, folder, num_steps, 20, options[0]),
+        start(4, SCRIPT, folder, num_steps, 20, options[1], *harm),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"), [("refuse", "as asked"), ("fail", "OSError"), ("seed", "`config`")]
+)
+def test_a_process_that_fails_takes_the_other_down_at_once(tmp_path, harm, said):
+    running = two(tmp_path, (harm,))
+    began = time.monotonic()
+    errors = [process.communicate(timeout=120)[1] for process in running]
+    assert all(process.returncode not in (0, STOPPED_EXIT_CODE) for process in running)
+    assert said in errors[1]
+    assert time.monotonic() - began < 90  # JAX itself waits for 300 seconds
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
+    running = two(tmp_path, num_steps=100_000)
+    while not runs.read_metrics(tmp_path / runs.METRICS):
+        assert running[0].poll() is None
+        time.sleep(0.05)
+    running[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [STOPPED_EXIT_CODE] * 2, errors
+    newest = Checkpoints(tmp_path / "checkpoints").steps()[-1]
+    assert all(f"after step {newest}," in error for error in errors)
+
+
 def test_sigterm_saves_and_exits_with_its_own_code(tmp_path):
     running = start(1, SCRIPT, tmp_path, 100_000, 100_000)
     while not (tmp_path / runs.METRICS).exists() or not runs.read_metrics(tmp_path / runs.METRICS):

@@ -1,24 +1,29 @@
 """The digits experiment, through its command line."""
 
 import dataclasses
+import gc
 import hashlib
 import json
 import math
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import bench, digits, streaming
-from experiments.fitting import build_schedule
+from experiments import bench, command, digits, streaming
+from experiments.fitting import build_optimizer, build_schedule
 from experiments.image_model import PRESETS, open_images
 from experiments.running import Running
+from jaxdiff import training
 from jaxdiff.data import batch_indices
+from jaxdiff.training import loop
 from jaxdiff.training.export import import_params
 from jaxdiff.training.run import read_metrics
 
@@ -165,11 +170,31 @@ def test_images_by_the_thousand_go_on_where_they_stopped(trained, capsys, tmp_pa
     assert listing(folder) == before
 
 
+def test_damaged_files_of_images_are_made_again(trained, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "PER_FILE", 8)
+    folder = tmp_path / "many"
+    command = ("sample", "--run-dir", trained, "--num-steps", 2, "--out", folder, "--num", 20)
+    run(capsys, *command)
+    whole = listing(folder)
+    (folder / "00000008-00000016.npz").write_bytes(b"PK" + bytes(100))
+    (folder / "00000016-00000018.npz").write_bytes(b"of a smaller number")
+    code, out, _ = run(capsys, *command)
+    assert code == 0
+    assert "20 images in 3 files, 2 of them there before" in out
+    assert whole.items() <= listing(folder).items()
+    assert len(streaming.read(folder)[0]) == 20
+    (folder / "samples.json").write_text("{")
+    code, _, err = run(capsys, *command)
+    assert code == 1
+    assert "samples.json cannot be read" in err
+    assert "Traceback" not in err
+
+
 def test_averages_are_kept_chosen_made_and_exported(capsys, tmp_path):
     config = dataclasses.replace(
         PRESETS["smoke"], width=16, decay_steps=20, more_ema_decays=(0.5,), ema_stds=(0.05, 0.2)
     )
-    running = Running(keep_every=5, keep_last=1)
+    running = Running(keep_every=5)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         config = dataclasses.replace(config, checkpoint_every=5)
         digits.fit(config, open_images(config, "train"), tmp_path, running, progress=False)
@@ -195,6 +220,13 @@ def test_averages_are_kept_chosen_made_and_exported(capsys, tmp_path):
     assert gap("made", "wide") < 1e-4 * gap("raw", "wide")  # kept, and found again
     assert min(gap("other", "raw"), gap("other", "wide")) > 0  # how close: test_ema.py
     assert 0 < gap("raw", "kept") < gap("raw", "main")
+    largest = max((tmp_path / "checkpoints/10").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    out = tmp_path / "exported" / "without.npz"
+    code, _, err = run(capsys, "export", "--run-dir", tmp_path, "--out", out, "--ema-std", "0.2")
+    assert code == 0
+    assert "10 is corrupt" in err
+    assert import_params(out)[0].keys() == import_params(out.with_name("made.npz"))[0].keys()
     for options, said in (
         (("--ema", "0.7"), "--ema must be one of main, 0.5, std_0.05, std_0.2; got 0.7"),
         (("--ema-std", "0.5"), "--ema-std"),
@@ -207,11 +239,23 @@ def test_averages_are_kept_chosen_made_and_exported(capsys, tmp_path):
         assert not out.exists()
 
 
-def test_bfloat16_computes_and_float32_is_kept(tmp_path, trained):
+def test_bfloat16_computes_and_float32_is_kept(tmp_path, trained, monkeypatch):
     """Also: recomputed blocks, gradients in parts, several steps a call change no mathematics."""
     config = dataclasses.replace(PRESETS["smoke"], decay_steps=20, dtype="bfloat16", remat=True)
     cache = tmp_path / "cache"
     running = Running(accumulate=2, steps_per_call=5, compilation_cache=str(cache))
+    seen, make_update, loop_fit = {}, training.make_update, loop.fit
+
+    def made(*args, **options):
+        seen.setdefault("accumulate", options["accumulate"])
+        return make_update(*args, **options)
+
+    def fitted(*args, **options):
+        seen["steps_per_call"] = options["steps_per_call"]
+        return loop_fit(*args, **options)
+
+    monkeypatch.setattr(training, "make_update", made)
+    monkeypatch.setattr(loop, "fit", fitted)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         running.start()
         digits.fit(config, open_images(config, "train"), tmp_path, running, progress=False)
@@ -226,6 +270,7 @@ def test_bfloat16_computes_and_float32_is_kept(tmp_path, trained):
         assert line["loss"] == pytest.approx(other["loss"], rel=0.02)
         assert line.get("model_flops_per_second", 1.0) > 0
     assert "model_flops_per_second" in lines[-1]
+    assert seen == {"accumulate": 2, "steps_per_call": 5}
     assert any(cache.iterdir())
 
 
@@ -245,6 +290,61 @@ def test_learning_rates_rise_and_go_on_as_named(schedule, half, end):
     rate = build_schedule(config)
     for step, wanted in ((0, 0.0), (5, 0.5), (10, 1.0), (55, half), (100, end)):
         assert float(rate(step)) == pytest.approx(wanted, abs=1e-6), step
+
+
+def test_gradients_are_clipped():
+    optimizer = build_optimizer(dataclasses.replace(PRESETS["full"], weight_decay=0.0))
+
+    def second_update(first_gradient):
+        params = {"w": np.zeros(2)}
+        state = optimizer.init(params)
+        for gradient in (first_gradient, 1.0):
+            updates, state = optimizer.update({"w": np.array([gradient, 0.0])}, state, params)
+        return updates["w"]
+
+    np.testing.assert_allclose(second_update(1e6), second_update(1.0), rtol=1e-6)
+
+
+def test_steps_that_are_not_finite_are_skipped_where_asked(tmp_path, capsys):
+    config = dataclasses.replace(
+        PRESETS["smoke"], decay_steps=20, learning_rate=1e10, clip_norm=1e10, warmup_steps=0
+    )
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        images, running = open_images(config, "train"), Running(nonfinite="skip")
+        digits.fit(config, images, tmp_path, running, progress=False)
+    assert "is not finite and was skipped" in capsys.readouterr().err
+    _, restored, _ = digits.restore(tmp_path)
+    assert restored.step == 20
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored.state))
+
+
+def test_a_resumed_run_holds_its_state_once(tmp_path, monkeypatch):
+    class Here(Exception):
+        pass
+
+    def look(state, *args, **options):
+        held = sum(leaf.nbytes for leaf in jax.live_arrays()) - before
+        raise Here(held / sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+
+    fit(tmp_path, 10)
+    gc.collect()
+    before = sum(leaf.nbytes for leaf in jax.live_arrays())
+    monkeypatch.setattr(loop, "fit", look)
+    with pytest.raises(Here) as caught:
+        fit(tmp_path, 20)
+    assert caught.value.args[0] < 1.2
+
+
+def test_sigterm_outside_training_exits_as_ctrl_c_does(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def wait():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    assert command.run("digits", wait, []) == loop.STOPPED_EXIT_CODE
+    assert "Interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_step_that_is_not_finite_leaves_what_repeats_it(tmp_path, capsys):
@@ -308,6 +408,9 @@ def test_another_config_is_refused_by_the_names_of_its_fields(trained, capsys):
         ),
         (("train", "--run-dir", "{tmp}", "--accumulate", "7"), "--batch-size must be a multiple"),
         (("train", "--run-dir", "{tmp}", "--steps-per-call", "0"), "--steps-per-call"),
+        (("train", "--run-dir", "{tmp}", "--keep-last", "2"), "--keep-last must be at least 3"),
+        (("train", "--run-dir", "{tmp}", "--ema-stds", "0.5"), "`ema_decay['std_0.5']`.std"),
+        (("train", "--run-dir", "{tmp}", "--more-ema-decays", "1.5"), "`ema_decay['1.5']`"),
         (("train", "--run-dir", "{tmp}", "--distributed"), "--distributed needs --parallel"),
         (("train", "--run-dir", "{tmp}", "--process-id", "0"), "need --distributed"),
         (

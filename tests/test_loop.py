@@ -188,6 +188,20 @@ def test_a_profile_and_tensorboard_leave_their_files(tmp_path):
     assert b"loss" in events.read_bytes()
 
 
+def test_a_log_on_a_full_disk_is_a_clear_error(tmp_path):
+    log = run.MetricsLog(tmp_path / run.METRICS, after=0)
+    log._file.close()
+    log._file = open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(run.RunError, match="/dev/full cannot be written: No space left on device"):
+        log.write({"step": 1})
+    log.close()
+
+
+def test_lines_that_are_no_records_are_passed_over(tmp_path):
+    (tmp_path / run.METRICS).write_text('null\n{"step": 1}\n[1]\n{"loss": 2}\n{"st')
+    assert run.read_metrics(tmp_path / run.METRICS) == [{"step": 1}]
+
+
 def test_checkpoints_hold_the_mean_loss_since_the_one_before(tmp_path):
     train(tmp_path, 8, checkpoint_every=4)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
