@@ -10,6 +10,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 import optax
 import pytest
 from ablation_cases import rows_of, snapshot
@@ -144,13 +145,16 @@ def test_an_axis_over_seeds_gives_them():
 
 def test_several_averages_come_of_one_run():
     base = dataclasses.replace(TINY, more_ema_decays=(0.0, 0.99), average=0.9)
-    ablation = tiny(base=base, axes={"average": (0.0, 0.9, 0.99)})
+    measures = ("score_error", "bend", "nll_gap")
+    ablation = tiny(base=base, axes={"average": (0.0, 0.9, 0.99)}, measures=measures)
     (group,) = groups(ablation)
     result = judging.run_group(ablation, group)
     by_average = {}
     for row in result["rows"]:
-        by_average.setdefault(row["average"], []).append(row["score_error"])
-    assert len({tuple(values) for values in by_average.values()}) == 3
+        by_average.setdefault(row["average"], []).append([row[name] for name in measures])
+    values = np.array(list(by_average.values()))  # (averages, seeds, measures)
+    assert values.shape == (3, 2, 3)
+    assert (np.ptp(values, axis=0) > 0.0).all()
 
 
 def test_a_diverged_run_is_empty_and_hurts_no_other(tmp_path):

@@ -91,7 +91,7 @@ def _samplers() -> Presets:
         seeds=3,
         learned=LEARNED["samplers"],
     )
-    axes = {"sampler": ("ddim", "ancestral"), "sample_steps": (3, 4)}
+    axes = {"sampler": ("ddim", "heun")}
     return {"full": full, "smoke": _images_smoke(full, axes, ("frechet", "readable"))}
 
 
@@ -107,7 +107,7 @@ def _ends() -> Presets:
         learned=LEARNED["ends"],
     )
     axes = {"beta_max": (1.0, 20.0)}
-    measures = ("frechet", "prior_nats", "bits_per_dim", "brightness_gap")
+    measures = ("frechet", "prior_nats", "brightness_gap")
     return {"full": full, "smoke": _images_smoke(full, axes, measures)}
 
 
@@ -125,7 +125,7 @@ def _ema() -> Presets:
         seeds=4,
         learned=LEARNED["ema"],
     )
-    smoke = _images_smoke(full, {"average": (0.0, 0.99)}, ("frechet",))
+    smoke = _images_smoke(full, {"average": (0.0, 0.99)}, ("bits_per_dim",))
     return {"full": full, "smoke": smoke}
 
 
@@ -158,7 +158,7 @@ def _losses() -> Presets:
     smoke = dataclasses.replace(
         full,
         base=dataclasses.replace(base, **_PLANE_SMOKE),
-        axes={"loss": full.axes["loss"]},
+        axes={"loss": ("denoising", "implicit", "sliced")},
         measures=("score_error",),
         seeds=2,
         learned="",
@@ -200,7 +200,7 @@ def _coupling() -> Presets:
         full,
         base=dataclasses.replace(base, **_PLANE_SMOKE),
         axes={"loss": ("flow_matching", "flow_matching_ot"), "sample_steps": (2, 4)},
-        measures=("wasserstein", "bend"),
+        measures=("wasserstein",),
         seeds=2,
         learned="",
     )

@@ -53,6 +53,7 @@ def check(config: Config) -> None:
 
 def problem(config: Config) -> Problem:
     """Make the problem of a group."""
+    compiled: dict[Any, Any] = {}
 
     def build(config: Config) -> toy2d.Model:
         return toy2d.build_model(config, sampling.make_process(config))
@@ -72,7 +73,8 @@ def problem(config: Config) -> Problem:
             shape = (config.eval_points, 2)
             return sampling.draw(config, model.process, model.denoiser(params), key, shape)
 
-        return np.asarray(members.map(of_one)(params))
+        key = how.sampler, how.sample_steps
+        return np.asarray(members.map_once(compiled, key, of_one)(params))
 
     def measure(
         name: str, how: Config, members: Members, params: PyTree, samples: np.ndarray | None
@@ -81,7 +83,9 @@ def problem(config: Config) -> Problem:
             assert samples is not None
             return _wasserstein(members, samples)
         of_one = {"score_error": score_error, "nll_gap": nll_gap, "bend": bend}[name]
-        mapped = members.map(lambda config, p: of_one(config, build(config), p))
+        mapped = members.map_once(
+            compiled, name, lambda config, p: of_one(config, build(config), p)
+        )
         return np.asarray(mapped(params)).tolist()
 
     def calls(how: Config) -> int:

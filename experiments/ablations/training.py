@@ -44,6 +44,12 @@ class Members(NamedTuple):
         mapped = jax.jit(jax.vmap(of_one))
         return lambda *trees: mapped(self.numbers, *trees)
 
+    def map_once(self, compiled: dict[Any, Any], key: Any, fn: Callable[..., Any]) -> Any:
+        """Return what :meth:`map` does, kept under a key that says all that `fn` depends on."""
+        if key not in compiled:
+            compiled[key] = self.map(fn)
+        return compiled[key]
+
     def of(self, numbers: dict[str, Any]) -> Any:
         """Return the config of one member: its numbers, and a key in place of its seed."""
         key = jax.random.key(numbers[SEED])
