@@ -3,7 +3,7 @@
     fit_run.py FOLDER NUM_STEPS CHECKPOINT_EVERY [RUNNING as JSON [HARM]]
 
 Run in a process of its own by test_crashes.py; exits as the command line would. HARM is what goes
-wrong in this process alone: `refuse` or `fail`, or `seed` for another config.
+wrong in this process alone: `fail`, or `seed` for another config.
 """
 
 import json
@@ -32,8 +32,6 @@ def main(folder, num_steps, checkpoint_every, running="{}", harm=""):
 
     def train():
         running.start()
-        if harm == "refuse":
-            raise command.Refusal("as asked")
         if harm == "fail":
             raise OSError("as asked")
         images = open_images(config, "train")
