@@ -171,7 +171,10 @@ def two(folder, harm=(), num_steps=20):
     ]
 
 
-@pytest.mark.parametrize(("harm", "said"), [("fail", "OSError"), ("seed", "`config`")])
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [pytest.param("fail", "OSError", marks=pytest.mark.slow), ("seed", "`config`")],
+)
 def test_a_process_that_fails_takes_the_other_down_at_once(tmp_path, harm, said):
     running = two(tmp_path, (harm,))
     began = time.monotonic()
