@@ -263,8 +263,11 @@ class Checkpoints:
         if self._writer is None:
             # Folders made on the spot: what the disk refuses is then raised, not waited for.
             options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-            self._writer = ocp.StandardCheckpointer(async_options=options)
-        self._writer.save(step_folders.staged(self.directory, step) / STATE, state)
+            # Floats hardly shrink, and compressing them takes the time of some updates.
+            handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+            self._writer = ocp.AsyncCheckpointer(handler, async_options=options)
+        folder = step_folders.staged(self.directory, step) / STATE
+        self._writer.save(folder, args=ocp.args.PyTreeSave(state))
 
     def _commit(self, step: int, state: Any) -> None:
         """Write, seal, rename and prune; runs in the background thread."""
