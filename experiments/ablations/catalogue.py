@@ -68,6 +68,39 @@ def _prediction() -> Presets:
     return {"full": full, "smoke": _images_smoke(full, {"prediction": ("eps", "v")}, ("frechet",))}
 
 
+def _prediction_wide() -> Presets:
+    base = dataclasses.replace(
+        _DIGITS,
+        width=128,
+        depth=4,
+        batch_size=128,
+        num_steps=20_000,
+        warmup_steps=500,
+        prediction="v",
+        process="cosine",
+        eval_examples=297,
+        eval_tolerance=1e-2,
+        num_samples=1500,
+    )
+    full = Ablation(
+        question="All predictions, weightings, processes and scales of guidance: for accelerators.",
+        world=images.WORLD,
+        base=base,
+        axes={
+            "prediction": ("eps", "v", "x0", "score", "velocity"),
+            "weighting": ("simple", "min_snr", "edm", "likelihood"),
+            "process": ("vp", "sub_vp", "cosine", "flow", "edm", "ve"),
+            "guidance_scale": (1.0, 1.5, 2.0, 4.0),
+        },
+        measures=("bits_per_dim", "frechet"),
+        seeds=3,
+    )
+    return {
+        "full": full,
+        "smoke": _images_smoke(full, {"guidance_scale": (1.0, 2.0)}, ("frechet",)),
+    }
+
+
 def _samplers() -> Presets:
     base = dataclasses.replace(
         _DIGITS,
@@ -209,6 +242,7 @@ def _coupling() -> Presets:
 
 MAKERS = {
     "prediction": _prediction,
+    "prediction_wide": _prediction_wide,
     "samplers": _samplers,
     "ends": _ends,
     "losses": _losses,
