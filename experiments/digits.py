@@ -158,8 +158,10 @@ def sample(
         build_model(config, images), images.shape, sampler, num_steps, devices=devices.local()
     )
 
+    key = jax.random.key(seed)  # one for all files: what is new in a call is sent to the devices
+
     def draw(first: int, last: int) -> np.ndarray:
-        x0, _ = generate(params, jax.random.key(seed), labels[first:last], first=first)
+        x0, _ = generate(params, key, labels[first:last], first=first)
         return pixels(x0, images.num_levels)
 
     with refusing(OSError, say=f"--out {out} cannot be written: "):

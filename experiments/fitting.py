@@ -139,7 +139,8 @@ def fit(
 
     with refusing(ValueError, say="--distributed: "):
         distributed.agree(
-            config=json.dumps(record, sort_keys=True), running=json.dumps(running.shared())
+            config=json.dumps({**record, "data_dir": None}, sort_keys=True),  # each host's own
+            running=json.dumps(running.shared()),
         )
     shapes = jax.eval_shape(make)
     places = mode.shardings(shapes)

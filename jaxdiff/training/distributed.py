@@ -84,7 +84,7 @@ def wait_for_all() -> None:
 
     JAX itself waits for five minutes at its end, and then aborts processes that are still at work.
     """
-    if jax.process_count() > 1:
+    if is_started():
         from jax._src.distributed import global_state  # there is no public way to wait longer
 
         client = global_state.client
