@@ -1,28 +1,41 @@
-r"""Broadcasting, time derivatives, divergences, and noise that is the same everywhere.
-
-**Noise.** The noise of example ``i`` depends on (key, ``i``) only, ``i`` being the example's
-index in the *global* batch: its own key is ``fold_in(key, i)``. Wherever this library draws
-per-example noise it takes one key, from which rows ``0..B-1`` follow, or ``(B,)`` row keys.
-So the first 7 rows of a batch of 64 are the batch of 7, and a batch split over devices, inside
-:func:`shard_rows`, draws the rows that the whole batch would have drawn.
+r"""Broadcasting, time derivatives, divergences; the draws of `jaxdiff.rows` by name too.
 
 **Divergences.** With J the Jacobian of f, div f = tr J = sum_d e_d^T J e_d exactly, and
 E[z^T J z] for z with identity covariance (Hutchinson's estimator; Grathwohl et al. 2019,
 arXiv:1810.01367, eq. 7).
 """
 
-import contextlib
-import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar, dataclass_transform
+from collections.abc import Callable
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.typing import Array, Key
+from jaxdiff.rows import is_row_keys, normal, rademacher, split, uniform
+from jaxdiff.rows import keys as row_keys
+from jaxdiff.typing import Array
+
+__all__ = [
+    "as_float",
+    "as_time",
+    "concrete",
+    "divergence",
+    "expand_like",
+    "hutchinson_divergence",
+    "is_row_keys",
+    "known_value",
+    "normal",
+    "pytree_dataclass",
+    "rademacher",
+    "row_keys",
+    "split",
+    "sqrt",
+    "time_derivative",
+    "uniform",
+]
 
 
 def concrete(value: Any) -> np.ndarray | None:
@@ -129,116 +142,6 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
     return made
-
-
-# --- Noise by row ---------------------------------------------------------------------------
-
-
-class _Share(NamedTuple):
-    """Which rows of the global batch a batch at hand holds: see `shard_rows`, `micro_rows`."""
-
-    shard: Any = 0
-    num_shards: int = 1
-    micro: Any = 0
-    num_micro: int = 1
-
-
-_WHOLE = _Share()
-_share: contextvars.ContextVar[_Share] = contextvars.ContextVar("share", default=_WHOLE)
-
-
-@contextlib.contextmanager
-def shard_rows(index: Any, count: int) -> Iterator[None]:
-    """While tracing, say that a batch of B rows is shard `index` of `count` equal shards.
-
-    Its rows are then numbers ``index * B .. (index + 1) * B - 1`` of a global batch of
-    ``count * B``. The parallel update enters it; losses need not know.
-    """
-    with _sharing(shard=index, num_shards=count):
-        yield
-
-
-@contextlib.contextmanager
-def micro_rows(index: Any, count: int) -> Iterator[None]:
-    """While tracing, say that a batch holds every `count`-th row of its shard, from `index` on.
-
-    So is a batch cut up whose gradients are accumulated: rows that lie apart, so that each part
-    is spread over as many devices as the whole.
-    """
-    with _sharing(micro=index, num_micro=count):
-        yield
-
-
-@contextlib.contextmanager
-def _sharing(**changes: Any) -> Iterator[None]:
-    token = _share.set(_share.get()._replace(**changes))
-    try:
-        yield
-    finally:
-        _share.reset(token)
-
-
-def row_numbers(num_rows: int) -> tuple[Array, int]:
-    """Return the global numbers of this batch's rows, (B,), and the size of the global batch."""
-    share = _share.get()
-    rows = (share.shard * num_rows + jnp.arange(num_rows)) * share.num_micro + share.micro
-    return rows, share.num_shards * share.num_micro * num_rows
-
-
-def is_row_keys(key: Key) -> bool:
-    """Tell `(B,)` row keys from one key.
-
-    Raises:
-        TypeError: if `key` is not a typed key.
-        ValueError: if it has more than one axis.
-    """
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        raise TypeError(f"`key` must be a typed key from jax.random.key; got {type(key).__name__}.")
-    if key.ndim > 1:
-        raise ValueError(f"`key` must be one key or (B,) row keys; got shape {key.shape}.")
-    return key.ndim == 1
-
-
-def row_keys(key: Key, num_rows: int) -> Key:
-    """Return one key a row, shape (B,): ``fold_in(key, i)`` for each global row number i.
-
-    Args:
-        key: one key, or `(B,)` row keys, which are returned as they are.
-        num_rows: B.
-
-    Raises:
-        ValueError: if row keys are given and are not B.
-    """
-    if is_row_keys(key):
-        if key.shape[0] != num_rows:
-            raise ValueError(f"`key` holds {key.shape[0]} row keys for {num_rows} rows.")
-        return key
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, row_numbers(num_rows)[0])
-
-
-def split(key: Key, num: int = 2) -> Key:
-    """Split one key, or each of `(B,)` row keys, into `num`; the new axis leads."""
-    if is_row_keys(key):
-        return jnp.moveaxis(jax.vmap(lambda row: jax.random.split(row, num))(key), 0, 1)
-    return jax.random.split(key, num)
-
-
-def normal(key: Key, x: Array) -> Array:
-    """Draw standard normal noise with the shape and dtype of `x`, (B, ...), row by row."""
-    draw = jax.vmap(lambda row: jax.random.normal(row, x.shape[1:], x.dtype))
-    return draw(row_keys(key, x.shape[0]))
-
-
-def rademacher(key: Key, x: Array) -> Array:
-    """Draw signs with the shape and dtype of `x`, (B, ...), row by row."""
-    draw = jax.vmap(lambda row: jax.random.rademacher(row, x.shape[1:], x.dtype))
-    return draw(row_keys(key, x.shape[0]))
-
-
-def uniform(key: Key, num_rows: int, dtype: Any = float) -> Array:
-    """Draw one number in [0, 1) a row, shape (B,)."""
-    return jax.vmap(lambda row: jax.random.uniform(row, (), dtype))(row_keys(key, num_rows))
 
 
 # --- Divergences of a function of one example ----------------------------------------------

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from jaxdiff import numerics
+from jaxdiff import numerics, rows
 from jaxdiff.processes import Process
+from jaxdiff.rows import Rows
 from jaxdiff.typing import Array, Key
 
-Draw: TypeAlias = Callable[[Key, Process, int], Array]
+Draw: TypeAlias = Callable[[Key, Process, Any], Array]
 """(key, process, B) -> training times (B,) in (0, t_max]."""
 
 INFINITE_START = -10.0
@@ -222,10 +223,10 @@ def _check_ends(process: Process, num_steps: int, t_end: Any, t_start: Any) -> A
 # --- Draws ----------------------------------------------------------------------------------
 
 
-def stratified(num_rows: int, key: Key) -> Array:
-    """Return (u_0 + i / B) mod 1 for the rows i of the global batch, shape (B,), as 1 - u > 0."""
-    rows, total = numerics.row_numbers(num_rows)
-    u = (jax.random.uniform(key) + rows / total) % 1.0
+def stratified(key: Key, of: Rows | int) -> Array:
+    """Return (u_0 + i / N) mod 1 for the rows i of the global batch of N, as 1 - u > 0."""
+    numbers, total = of if isinstance(of, Rows) else rows.of_key(key, of)
+    u = (jax.random.uniform(rows.whole(key)) + numbers / total) % 1.0
     return 1.0 - u
 
 
@@ -239,8 +240,8 @@ def draw_at(t: Any) -> Draw:
     if known is not None and not (np.isfinite(known) and known >= 0):
         raise ValueError(f"`t` must be finite and at least 0; got {t}.")
 
-    def draw(key: Key, process: Process, num_rows: int) -> Array:
-        return jnp.full(num_rows, t, float)
+    def draw(key: Key, process: Process, of: Rows | int) -> Array:
+        return jnp.full(_num_rows(of), t, float)
 
     return draw
 
@@ -248,8 +249,8 @@ def draw_at(t: Any) -> Draw:
 def draw_uniform() -> Draw:
     """Draw times independently and uniformly from (0, t_max]."""
 
-    def draw(key: Key, process: Process, num_rows: int) -> Array:
-        return process.t_max * (1.0 - numerics.uniform(key, num_rows))
+    def draw(key: Key, process: Process, of: Rows | int) -> Array:
+        return process.t_max * (1.0 - rows.uniform(rows.keys(key, of), _num_rows(of)))
 
     return draw
 
@@ -257,8 +258,8 @@ def draw_uniform() -> Draw:
 def draw_stratified() -> Draw:
     """Draw times uniformly from (0, t_max], spread evenly over the batch."""
 
-    def draw(key: Key, process: Process, num_rows: int) -> Array:
-        return process.t_max * stratified(num_rows, key)
+    def draw(key: Key, process: Process, of: Rows | int) -> Array:
+        return process.t_max * stratified(key, of)
 
     return draw
 
@@ -277,8 +278,8 @@ def draw_log_normal(mean: float = -1.2, std: float = 1.2) -> Draw:
     if known is not None and not known > 0:
         raise ValueError(f"`std` must be positive; got {std}.")
 
-    def draw(key: Key, process: Process, num_rows: int) -> Array:
-        level = mean + std * norm.ppf(_inside(stratified(num_rows, key)))
+    def draw(key: Key, process: Process, of: Rows | int) -> Array:
+        level = mean + std * norm.ppf(_inside(stratified(key, of)))
         return _times_of(process, -2.0 * level)
 
     return draw
@@ -296,10 +297,14 @@ def draw_log_snr(low: float, high: float) -> Draw:
     if not low < high:
         raise ValueError(f"`low` must be below `high`; got {low} and {high}.")
 
-    def draw(key: Key, process: Process, num_rows: int) -> Array:
-        return _times_of(process, low + (high - low) * stratified(num_rows, key))
+    def draw(key: Key, process: Process, of: Rows | int) -> Array:
+        return _times_of(process, low + (high - low) * stratified(key, of))
 
     return draw
+
+
+def _num_rows(of: Rows | int) -> int:
+    return of.numbers.shape[0] if isinstance(of, Rows) else of
 
 
 def _inside(u: Array) -> Array:

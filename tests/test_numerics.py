@@ -33,29 +33,6 @@ def test_noise_of_a_row_is_fold_in_of_its_number():
     assert drawn.dtype == jnp.float32
 
 
-def test_shards_draw_the_rows_of_the_whole_batch():
-    whole = np.asarray(numerics.normal(KEY, WHOLE))
-    for shard in range(4):
-        with numerics.shard_rows(shard, 4):
-            rows, total = numerics.row_numbers(2)
-            part = numerics.normal(KEY, WHOLE[:2])
-        assert total == 8
-        np.testing.assert_array_equal(rows, [2 * shard, 2 * shard + 1])
-        np.testing.assert_array_equal(part, whole[2 * shard : 2 * shard + 2])
-
-
-def test_parts_of_shards_draw_the_rows_of_the_whole_batch():
-    whole = np.asarray(numerics.normal(KEY, WHOLE))
-    for shard in range(2):
-        for micro in range(2):
-            with numerics.shard_rows(shard, 2), numerics.micro_rows(micro, 2):
-                rows, total = numerics.row_numbers(2)
-                part = numerics.normal(KEY, WHOLE[:2])
-            assert total == 8
-            np.testing.assert_array_equal(rows, [4 * shard + micro, 4 * shard + micro + 2])
-            np.testing.assert_array_equal(part, whole[np.asarray(rows)])
-
-
 def test_expand_like_broadcasts_scalars_and_rows():
     x = jnp.zeros((4, 2, 3))
     assert numerics.expand_like(jnp.float32(1), x).shape == ()

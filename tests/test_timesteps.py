@@ -7,7 +7,7 @@ import pytest
 from cases import NO_SIGNAL_AT_END, PROCESSES, chosen
 from scipy import stats
 
-from jaxdiff import numerics, processes, timesteps
+from jaxdiff import processes, rows, timesteps
 
 each_process = pytest.mark.parametrize("name", PROCESSES)
 KEY = jax.random.key(0)
@@ -174,6 +174,5 @@ def test_draws_have_their_distribution_and_are_never_zero(draw_name, name):
 def test_stratified_draws_are_evenly_spread_over_the_global_batch():
     whole = timesteps.draw_stratified()(KEY, processes.vp(), 16)
     np.testing.assert_allclose(np.diff(np.sort(whole)), 1 / 16, rtol=1e-6)
-    with numerics.shard_rows(1, 4):
-        part = timesteps.draw_stratified()(KEY, processes.vp(), 4)
+    part = timesteps.draw_stratified()(rows.part_key(KEY, 4, 1, 16), processes.vp(), 4)
     np.testing.assert_array_equal(part, whole[4:8])

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import forward, numerics, predictions, timesteps, variational
+from jaxdiff import forward, numerics, predictions, rows, timesteps, variational
 from jaxdiff.losses import noised
 from jaxdiff.processes import Process
 from jaxdiff.typing import Apply, Array, Batch, Key, LossFn, PyTree
@@ -68,9 +68,9 @@ def elbo(
 
     def loss_fn(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:
         p = process if isinstance(process, Process) else process(params)
-        key_time, key_noise, key_end = jax.random.split(key, 3)
-        num_rows = jax.tree.leaves(batch["x0"])[0].shape[0]
-        u = timesteps.stratified(num_rows, key_time)  # in (0, 1]
+        key_time, key_noise, key_end = jax.random.split(rows.one_key(key), 3)
+        x0, numbers = noised.clean(batch)
+        u = timesteps.stratified(key_time, numbers or len(x0))  # in (0, 1]
         if ts is None:
             last, span = jnp.asarray(t_min, u.dtype), p.t_max - t_min
             t = last + span * u
@@ -87,7 +87,7 @@ def elbo(
         to_x0 = predictions.error_ratio(p, "x0", prediction, drawn.t)
         diffusion = weight * to_x0**2 * variational.row_sum(error**2)
         end = last.astype(drawn.x0.dtype)
-        x_end, _ = forward.perturb(key_end, p, drawn.x0, end)
+        x_end, _ = forward.perturb(noised.by_row(key_end, numbers), p, drawn.x0, end)
         terms = {
             "prior": variational.prior_divergence(p, drawn.x0),
             "diffusion": diffusion,

@@ -1,13 +1,15 @@
 """What losses share: noisy batches, conditioning that is dropped, and weights on an error."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxdiff import forward, numerics, predictions, timesteps, weightings
+from jaxdiff import checks, forward, numerics, predictions, rows, timesteps, weightings
 from jaxdiff.processes import Process
+from jaxdiff.rows import Rows
 from jaxdiff.typing import Apply, Array, Batch, Key, PyTree
 
 Couple = Callable[[Array, Array], Array]
@@ -23,7 +25,7 @@ class Noised(NamedTuple):
         eps: its noise (B, ...).
         t: times (B,).
         cond: conditioning, or None.
-        key: what the network may draw from.
+        key: what the network may draw from: one key, or row keys where the batch has rows.
     """
 
     x0: Array
@@ -80,6 +82,59 @@ class Dropping(NamedTuple):
         return jax.tree.map(choose, cond, self.null_cond)
 
 
+BATCH_KEYS = ("x0", "cond", "rows")
+
+
+def clean(batch: Batch) -> tuple[Array, Rows | None]:
+    """Judge a batch; return its clean data (B, ...), at least float32, and what rows it says.
+
+    Raises:
+        TypeError: if it is no dictionary, or ``batch["x0"]`` holds no floating-point numbers.
+        ValueError: if it has no "x0" or a key that no loss reads, if a leaf has another number of
+            rows or none, or, where its numbers are known, if x0 holds the levels 0..255.
+    """
+    if not isinstance(batch, Mapping):
+        raise TypeError(f'`batch` must be a dictionary with "x0"; got {checks.shown(batch)}.')
+    unread = sorted(str(key) for key in batch if key not in BATCH_KEYS)
+    if "x0" not in batch or unread:
+        raise ValueError(
+            '`batch` must hold clean data as "x0" and, if there is any, conditioning as "cond"; '
+            f"got {', '.join(map(repr, batch)) or 'nothing'}."
+        )
+    x0 = numerics.as_float(batch["x0"], "x0")
+    if x0.ndim == 0 or x0.shape[0] == 0:
+        raise ValueError(f'batch["x0"] must have shape (B, ...) with B >= 1; got {x0.shape}.')
+    for path, leaf in jax.tree.leaves_with_path(batch.get("cond")):
+        if np.shape(leaf)[:1] != x0.shape[:1]:
+            raise ValueError(
+                f'batch["cond"]{jax.tree_util.keystr(path)} must have the {x0.shape[0]} rows of '
+                f'batch["x0"]; got shape {np.shape(leaf)}.'
+            )
+    refuse_levels(x0)
+    return x0, rows.of_batch(batch, x0.shape[0])
+
+
+def refuse_levels(x0: Array) -> None:
+    """Refuse data that are the levels 0..255 of images written as floats, where they are known.
+
+    Raises:
+        ValueError: if they are.
+    """
+    known = numerics.concrete(x0)
+    if known is None or known.size == 0:
+        return
+    if known.max() > 16 and known.min() >= 0 and (known == np.round(known)).all():
+        raise ValueError(
+            f'batch["x0"] holds whole numbers from {known.min():g} to {known.max():g}: levels, it '
+            "seems. Scale them to [-1, 1], by jaxdiff.data.dequantize or jaxdiff.data.centers."
+        )
+
+
+def by_row(key: Key, numbers: Rows | None) -> Key:
+    """Return row keys where a batch says which rows it holds; else the key, for rows 0..B-1."""
+    return key if numbers is None else rows.keys(key, numbers)
+
+
 def add_noise(
     key: Key,
     process: Process,
@@ -91,20 +146,24 @@ def add_noise(
     """Draw times and noise for a batch.
 
     Raises:
-        TypeError: if ``batch["x0"]`` holds integers.
-        ValueError: if conditioning is to be dropped and there is none.
+        TypeError: as :func:`clean`.
+        ValueError: as :func:`clean`, or if conditioning is to be dropped and there is none, or
+            `times` returns another shape than (B,).
     """
-    x0 = numerics.as_float(batch["x0"], "x0")
+    x0, numbers = clean(batch)
     num_rows = x0.shape[0]
-    key_time, key_eps, key_drop, key_network = jax.random.split(key, 4)
-    t = times(key_time, process, num_rows).astype(x0.dtype)
-    x_t, eps = forward.perturb(key_eps, process, x0, t)
+    key_time, key_eps, key_drop, key_network = jax.random.split(rows.one_key(key), 4)
+    t = times(key_time, process, num_rows if numbers is None else numbers)
+    if jnp.shape(t) != (num_rows,):
+        raise ValueError(f"`times` must return shape ({num_rows},); got {jnp.shape(t)}.")
+    t = t.astype(x0.dtype)
+    x_t, eps = forward.perturb(by_row(key_eps, numbers), process, x0, t)
     if couple is not None:
         eps = couple(x0, eps)
         x_t = numerics.expand_like(process.alpha(t), x0) * x0
         x_t += numerics.expand_like(process.sigma(t), x0) * eps
-    cond = dropping.drop(key_drop, batch.get("cond"), num_rows)
-    return Noised(x0, x_t, eps, t, cond, key_network)
+    cond = dropping.drop(by_row(key_drop, numbers), batch.get("cond"), num_rows)
+    return Noised(x0, x_t, eps, t, cond, by_row(key_network, numbers))
 
 
 class Weight(NamedTuple):

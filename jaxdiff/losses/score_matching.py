@@ -22,7 +22,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import numerics, predictions, timesteps, weightings
+from jaxdiff import numerics, predictions, rows, timesteps, weightings
 from jaxdiff.losses import noised
 from jaxdiff.processes import Process
 from jaxdiff.typing import Apply, Array, Batch, Key, LossFn, Network, PyTree
@@ -162,8 +162,9 @@ def _make(
     times = timesteps.draw_stratified() if times is None else times
 
     def loss_fn(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        key_noise, key_objective = jax.random.split(key)
+        key_noise, key_objective = jax.random.split(rows.one_key(key))
         drawn = noised.add_noise(key_noise, process, batch, times)
+        key_objective = noised.by_row(key_objective, noised.clean(batch)[1])
 
         def score(x_t: Array) -> Array:
             output = drawn.evaluate(apply, params, x_t)

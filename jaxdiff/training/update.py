@@ -2,15 +2,17 @@
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxdiff import numerics
+from jaxdiff import checks, rows
 from jaxdiff.training.ema import EmaDecay, PowerDecay, check_decay, decay_at
+from jaxdiff.training.placement import AXIS
 from jaxdiff.typing import Array, Batch, Key, LossFn, PyTree
 
 
@@ -47,8 +49,10 @@ def init(
         ema_decay: as for :func:`make_update`.
 
     Raises:
-        ValueError: if a decay is out of its range.
+        TypeError: if a leaf of `params` is not an array of floating-point numbers.
+        ValueError: if there are no parameters, or a decay is out of its range.
     """
+    _judge_params(params)
     params = _copy(params)
     names = check_decay(ema_decay)
     ema = _copy(params) if names is None else {name: _copy(params) for name in names}
@@ -71,9 +75,11 @@ def make_update(
 
     Args:
         loss_fn: ``(params, key, batch) -> (loss (B,), {name: (B,)})``, as `jaxdiff.losses` makes
-            them. It draws per-example noise from its one key through `numerics.normal` and its
-            fellows. Under an `axis_name` or `accumulate` a loss that calls
-            ``jax.random.normal(key, x.shape)`` itself draws the same noise on every part.
+            them. It draws per-example noise of its one key through `numerics.normal` and its
+            fellows, the same in every mode: under an `axis_name` or `accumulate` its batch is a
+            part of the global one and its key knows which (see `jaxdiff.rows`). Noise that it
+            draws as ``jax.random.normal(key, x.shape)`` differs by part, and so by mode. It may
+            be compiled, vmapped or recomputed (`jax.jit`, `jax.vmap`, `jax.checkpoint`).
         optimizer: an optax optimizer.
         ema_decay: the d of ema <- d ema + (1 - d) params, in [0, 1], or a `PowerDecay`; a mapping
             of names to decays keeps one average a name.
@@ -88,50 +94,56 @@ def make_update(
 
     Returns:
         ``update(state, key, batch) -> (state, metrics)``; metrics are the batch's means of what
-        the loss reports, `loss` and `grad_norm`, shape (). It raises ValueError when traced for a
-        batch that does not split into `accumulate` equal parts.
+        the loss reports, `loss` and `grad_norm`, shape (). When traced it raises ValueError or
+        TypeError for a key that is not one typed key, a state of other averages, a loss that is
+        not (B,), a metric named as one of the update's own, a batch that does not split into
+        `accumulate` equal parts, or an axis that is mapped and not named, or the other way round.
 
     Raises:
+        TypeError: if `loss_fn` is no function or `accumulate` no whole number.
         ValueError: if a decay is out of its range or `accumulate` below 1.
     """
+    checks.function("loss_fn", loss_fn, "(params, key, batch) -> (loss (B,), metrics)")
     names = check_decay(ema_decay)
-    if accumulate < 1:
-        raise ValueError(f"`accumulate` must be at least 1; got {accumulate}.")
+    accumulate = checks.count("accumulate", accumulate)
 
     def mean_loss(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        loss, metrics = loss_fn(_gather.get()(params), key, batch)
-        metrics = {"loss": loss, **metrics}
-        return jnp.mean(loss), {name: jnp.mean(value) for name, value in metrics.items()}
+        loss, metrics = _judged_loss(loss_fn(_gather.get()(params), key, batch), batch)
+        means = {name: jnp.mean(value) for name, value in metrics.items()}
+        return jnp.mean(loss), {"loss": jnp.mean(loss), **means}
 
     def gradients(params: PyTree, key: Key, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
         (_, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, key, batch)
         return grads, metrics
 
     def in_parts(params: PyTree, key: Key, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
-        if accumulate == 1:
+        shard, num_shards = _shard(axis_name)
+        num_rows = _num_rows(batch)
+        if accumulate == 1 and num_shards == 1:
             return gradients(params, key, batch)
 
-        def of_part(index: Array, part: Batch) -> tuple[PyTree, dict[str, Array]]:
-            with numerics.micro_rows(index, accumulate):
-                return gradients(params, key, part)
+        def of_part(part: tuple[Array, Batch]) -> tuple[PyTree, dict[str, Array]]:
+            first = shard * num_rows + part[0]
+            numbered = rows.part_key(key, first, accumulate, num_shards * num_rows)
+            return gradients(params, numbered, part[1])
 
-        def add(total: PyTree, indexed: tuple[Array, Batch]) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, total, of_part(*indexed)), None
+        if accumulate == 1:
+            return of_part((jnp.zeros((), int), batch))
 
-        indexed = jnp.arange(accumulate), jax.tree.map(_interleaved(accumulate), batch)
-        first = jax.tree.map(lambda x: x[0], indexed)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_part, *first))
-        total, _ = jax.lax.scan(add, zero, indexed)
+        def add(total: PyTree, part: tuple[Array, Batch]) -> tuple[PyTree, None]:
+            return jax.tree.map(jnp.add, total, of_part(part)), None
+
+        parts = jnp.arange(accumulate), jax.tree.map(_interleaved(accumulate), batch)
+        first = jax.tree.map(lambda x: x[0], parts)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_part, first))
+        total, _ = jax.lax.scan(add, zero, parts)
         return jax.tree.map(lambda x: x / accumulate, total)
 
     def update(state: TrainState, key: Key, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(key, state.step)
-        if axis_name is None:
-            grads, metrics = in_parts(state.params, key, batch)
-        else:
-            shard = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
-            with numerics.shard_rows(*shard):
-                grads, metrics = in_parts(state.params, key, batch)
+        key = jax.random.fold_in(rows.one_key(key), state.step)
+        _judge_state(state, names)
+        grads, metrics = in_parts(state.params, key, batch)
+        if axis_name is not None:
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
         step = state.step + 1
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -152,6 +164,120 @@ def make_update(
         return new, metrics
 
     return update
+
+
+# --- What an update is given, judged when it is traced ---------------------------------------
+
+
+def _judge_params(params: PyTree) -> None:
+    """Refuse parameters of which a gradient makes no sense.
+
+    Raises:
+        ValueError: if there are none.
+        TypeError: if a leaf is not an array of floating-point numbers.
+    """
+    leaves = jax.tree.leaves_with_path(params)
+    if not leaves:
+        raise ValueError("`params` must hold at least one array; got none.")
+    for path, leaf in leaves:
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"`params{jax.tree_util.keystr(path)}` must be an array of floating-point "
+                f"numbers; got {checks.shown(leaf)}. Close over what is not trained "
+                "(equinox.partition parts a module so)."
+            )
+
+
+def _judge_state(state: TrainState, names: Mapping[str, Any] | None) -> None:
+    """Refuse a state whose averages are not those that the update makes.
+
+    Raises:
+        TypeError: if it is no `TrainState`, or as :func:`_judge_params`.
+        ValueError: if the averages differ.
+    """
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"`state` must be a TrainState of training.init; got {checks.shown(state)}."
+        )
+    _judge_params(state.params)
+    averages: PyTree = state.params if names is None else dict.fromkeys(names, state.params)
+    found: Any = jax.tree.structure(state.ema)
+    if found != jax.tree.structure(averages):
+        raise ValueError(
+            "`state.ema` must hold the averages of this update's `ema_decay`, "
+            f"{'one, without a name' if names is None else ', '.join(names)}: "
+            "make both with the same one."
+        )
+
+
+def _judged_loss(returned: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
+    """Return what a loss returned, if it is a loss an example and metrics with names of their own.
+
+    Raises:
+        TypeError: if it is no such pair.
+        ValueError: if the loss has another shape than (B,), or a metric a name that is taken.
+    """
+    if not (isinstance(returned, tuple | list) and len(returned) == 2):
+        raise TypeError(
+            f"`loss_fn` must return (loss (B,), {{name: values}}); got {checks.shown(returned)}."
+        )
+    loss, metrics = returned
+    num_rows = _num_rows(batch)
+    if jnp.shape(loss) != (num_rows,):
+        raise ValueError(
+            f"`loss_fn` must return one loss an example, shape ({num_rows},); got "
+            f"{jnp.shape(loss)}. Means over the batch are the update's."
+        )
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"`loss_fn` must return metrics by name; got {checks.shown(metrics)}.")
+    taken = [name for name in ("grad_norm", "step") if name in metrics]
+    if "loss" in metrics and metrics["loss"] is not loss:
+        taken.append("loss")
+    if taken:
+        raise ValueError(f"`loss_fn` must not name a metric {taken[0]!r}: it is the update's own.")
+    return loss, {name: value for name, value in metrics.items() if name != "loss"}
+
+
+def _num_rows(batch: Batch) -> int:
+    """Return the number of rows of a batch, the size of its leaves' first axis.
+
+    Raises:
+        ValueError: if it has no leaves, or they differ.
+    """
+    leaves = jax.tree.leaves_with_path(batch)
+    sizes = {np.shape(leaf)[0] if np.ndim(leaf) else None for _, leaf in leaves}
+    if len(sizes) != 1 or None in sizes or 0 in sizes:
+        found = ", ".join(f"batch{jax.tree_util.keystr(p)} {np.shape(x)}" for p, x in leaves)
+        raise ValueError(
+            f"`batch` must hold arrays with one leading axis of examples; got {found or 'nothing'}."
+        )
+    return int(sizes.pop() or 0)
+
+
+def _shard(axis_name: str | None) -> tuple[Any, int]:
+    """Return which shard of how many a batch is.
+
+    Raises:
+        ValueError: if `axis_name` is not mapped where the update is traced, or is None where
+            `parallel.pmap` runs it.
+    """
+    try:
+        name = AXIS if axis_name is None else axis_name
+        shard = jax.lax.axis_index(name), jax.lax.axis_size(name)
+    except NameError:
+        if axis_name is None:
+            return 0, 1
+        raise ValueError(
+            f"`axis_name` is {axis_name!r}, and no such axis is mapped here: compile this update "
+            "by parallel.pmap, or make it without an `axis_name`."
+        ) from None
+    if axis_name is None:
+        raise ValueError(
+            f"`axis_name` must be {AXIS!r} for an update that parallel.pmap runs: make it by "
+            "make_update(..., axis_name=parallel.AXIS)."
+        )
+    return shard
 
 
 _gather: contextvars.ContextVar[Callable[[PyTree], PyTree]] = contextvars.ContextVar(

@@ -1,0 +1,212 @@
+"""What is judged at the public edge: each kind of argument by one function.
+
+A refusal names the argument, says what is wanted, what was got and, where it is not obvious, what
+would do. Types and shapes are always judged; values where they are known, so that whatever a
+check guards may be traced. (Keys and rows are judged by `jaxdiff.rows`.)
+"""
+
+import inspect
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import numerics
+from jaxdiff.typing import Array
+
+
+def count(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number of at least `least`.
+
+    Raises:
+        TypeError: if it is no whole number: floats and booleans are none.
+        ValueError: if it is smaller.
+    """
+    try:
+        if isinstance(value, bool | np.bool_) or np.ndim(value) != 0:
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be a whole number; got {shown(value)}.") from None
+    if number < least:
+        raise ValueError(f"`{name}` must be at least {least}; got {number}.")
+    return number
+
+
+def number(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+    below: bool = False,
+    infinite: bool = False,
+) -> Any:
+    """Return one real number, as it was given, after judging what is known of it.
+
+    Args:
+        name: of the argument.
+        value: a number or an array of shape (), possibly traced.
+        low: the least allowed.
+        high: the most allowed.
+        above: whether it must lie above `low` itself.
+        below: whether it must lie below `high` itself.
+        infinite: whether it may be infinite.
+
+    Raises:
+        TypeError: if it is no real number.
+        ValueError: if it is an array of other shape, NaN, or out of range.
+    """
+    real(name, value)
+    if np.shape(value) != ():
+        raise ValueError(f"`{name}` must be one number; got shape {np.shape(value)}.")
+    known = numerics.concrete(value)
+    if known is None:
+        return value
+    found = float(known)
+    at_least = found > low if above else found >= low
+    at_most = found < high if below else found <= high
+    if not (at_least and at_most) or (math.isinf(found) and not infinite):
+        raise ValueError(f"`{name}` must {_range(low, high, above, below, infinite)}; got {value}.")
+    return value
+
+
+def real(name: str, value: Any) -> None:
+    """Refuse what does not hold real numbers: text, None, booleans, complex numbers, objects.
+
+    Raises:
+        TypeError: if it does not.
+    """
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        try:
+            dtype = np.asarray(value).dtype
+        except (TypeError, ValueError):
+            raise TypeError(f"`{name}` must hold real numbers; got {shown(value)}.") from None
+    if not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
+        raise TypeError(f"`{name}` must hold real numbers; got {shown(value)}.")
+
+
+def choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Refuse a value that is not one of those allowed.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if isinstance(value, bool) or not any(type(value) is type(a) and value == a for a in allowed):
+        raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}; got {value!r}.")
+
+
+def function(name: str, value: Any, form: str) -> None:
+    """Refuse what cannot be called, and a type where an object of it is meant.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        form: how it is called and what it returns, as the refusal says it.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    if not callable(value) or inspect.isclass(value):
+        raise TypeError(f"`{name}` must be a function {form}; got {shown(value)}.")
+
+
+def process(value: Any, name: str = "process") -> Any:
+    """Return a forward process, or say what was given in place of one.
+
+    Raises:
+        TypeError: if it has not what every process has; a factory must be called.
+    """
+    needed = ("alpha", "variance", "sigma", "log_snr", "t_max")
+    if inspect.isclass(value) or not all(hasattr(value, each) for each in needed):
+        remedy = (
+            f" Call it: {value.__name__}()."
+            if callable(value) and hasattr(value, "__name__")
+            else ""
+        )
+        raise TypeError(
+            f"`{name}` must be a process, as jaxdiff.processes makes them; "
+            f"got {shown(value)}.{remedy}"
+        )
+    return value
+
+
+def output(name: str, value: Any, like: Array, of: str = "x_t") -> Array:
+    """Return what a function of `like` gave, in its dtype, if it has its shape.
+
+    Nothing broadcasts: (B, 1) for (B, D) would be another model, silently.
+
+    Args:
+        name: of the function.
+        value: what it returned.
+        like: what its result must be like, (B, ...).
+        of: what `like` is called.
+
+    Raises:
+        TypeError: if it is no array of real numbers.
+        ValueError: if its shape differs.
+    """
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise TypeError(
+            f"`{name}` must return one array of the shape of {of}, {like.shape}; "
+            f"got {shown(value)}."
+        )
+    if value.shape != like.shape:
+        raise ValueError(
+            f"`{name}` must return the shape of {of}, {like.shape}; got {value.shape}."
+        )
+    real(f"{name}(...)", value)
+    return value.astype(like.dtype)
+
+
+def judged(name: str, fn: Callable[..., Any], form: str) -> Callable[[Array, Array], Array]:
+    """Return a denoiser, score or network whose every output is held to the shape of its input.
+
+    Args:
+        name: of the argument.
+        fn: (x_t (B, ...), t) -> (B, ...).
+        form: as in :func:`function`.
+
+    Raises:
+        TypeError: if it is no function.
+    """
+    function(name, fn, form)
+
+    def call(x_t: Array, t: Array) -> Array:
+        return output(name, fn(x_t, t), x_t)
+
+    return call
+
+
+def shown(value: Any) -> str:
+    """Describe a value in a few words: its type, and its shape or its short text."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"an array of {value.dtype}{list(value.shape)}"
+    if inspect.isclass(value):
+        return f"the class {value.__name__}"
+    if inspect.isroutine(value):
+        return f"the function {getattr(value, '__name__', value)}"
+    text = repr(value)
+    if len(text) > 60 or "\n" in text:
+        return f"a {type(value).__name__}"
+    return f"{text} ({type(value).__name__})" if value is not None else "None"
+
+
+def _range(low: float, high: float, above: bool, below: bool, infinite: bool) -> str:
+    finite = "" if infinite else " and be finite"
+    if math.isinf(low) and math.isinf(high):
+        return "not be NaN" if infinite else "be finite"
+    if math.isinf(high):
+        bound = f"be {'above' if above else 'at least'} {low:g}"
+        if low == 0.0:
+            bound = "be positive" if above else "be at least 0"
+        return bound + finite
+    if math.isinf(low):
+        return f"be {'below' if below else 'at most'} {high:g}{finite}"
+    return f"lie in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
