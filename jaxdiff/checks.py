@@ -102,19 +102,31 @@ def choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}; got {value!r}.")
 
 
-def function(name: str, value: Any, form: str) -> None:
+def function(name: str, value: Any, form: str, takes: int | None = None) -> None:
     """Refuse what cannot be called, and a type where an object of it is meant.
 
     Args:
         name: of the argument.
         value: what was given.
         form: how it is called and what it returns, as the refusal says it.
+        takes: how many arguments it is called with, if that tells it from what makes one.
 
     Raises:
-        TypeError: if it is neither.
+        TypeError: if it is neither, or cannot take so many arguments.
     """
     if not callable(value) or inspect.isclass(value):
         raise TypeError(f"`{name}` must be a function {form}; got {shown(value)}.")
+    if takes is None:
+        return
+    try:
+        inspect.signature(value).bind(*[None] * takes)
+    except TypeError:
+        raise TypeError(
+            f"`{name}` must be a function {form}; got {shown(value)}, which does not take "
+            f"{takes} arguments. Is it to be called first?"
+        ) from None
+    except ValueError:  # it does not tell its arguments
+        return
 
 
 def process(value: Any, name: str = "process") -> Any:

@@ -65,7 +65,10 @@ def as_float(value: Any, name: str = "x") -> Array:
     Raises:
         TypeError: if `value` holds integers, booleans or anything but real numbers.
     """
-    array = jnp.asarray(value)
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` must be an array; got {type(value).__name__}.") from None
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"`{name}` must hold floating-point numbers; got {array.dtype}.")
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))

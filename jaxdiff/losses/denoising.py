@@ -10,7 +10,7 @@ An error in one kind of prediction is a known multiple of the error in any other
 divided by a small number, and `loss_on` and the weighting become one factor of it.
 """
 
-from jaxdiff import predictions, timesteps, weightings
+from jaxdiff import checks, predictions, timesteps, weightings
 from jaxdiff.losses import noised
 from jaxdiff.processes import Process
 from jaxdiff.typing import Apply, Array, Batch, Key, LossFn, PyTree
@@ -68,7 +68,9 @@ def regression(
     couple: noised.Couple | None = None,
 ) -> LossFn:
     """Make the loss that :func:`denoising` and flow matching are, with any coupling."""
-    times = timesteps.draw_stratified() if times is None else times
+    noised.judge_apply(apply)
+    checks.process(process)
+    times = noised.judged_times(times)
     dropping.check()
 
     def loss_fn(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:

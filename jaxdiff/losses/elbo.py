@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import forward, numerics, predictions, rows, timesteps, variational
+from jaxdiff import checks, forward, numerics, predictions, rows, timesteps, variational
 from jaxdiff.losses import noised
 from jaxdiff.processes import Process
 from jaxdiff.typing import Apply, Array, Batch, Key, LossFn, PyTree
@@ -51,7 +51,10 @@ def elbo(
             the grid is not one that ends with noise.
         TypeError: when called, if ``batch["x0"]`` holds integers.
     """
+    noised.judge_apply(apply)
     predictions.check_kind("prediction", prediction)
+    if not isinstance(process, Process):
+        checks.function("process", process, "of the parameters, or a process", takes=1)
     if (ts is None) == (t_min is None):
         raise ValueError(
             "`ts` or `t_min` must be given, not both: a grid for the bound in so many steps, or "
@@ -67,7 +70,7 @@ def elbo(
     decode = variational.gaussian_decoder() if decoder is None else decoder
 
     def loss_fn(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        p = process if isinstance(process, Process) else process(params)
+        p = process if isinstance(process, Process) else checks.process(process(params))
         key_time, key_noise, key_end = jax.random.split(rows.one_key(key), 3)
         x0, numbers = noised.clean(batch)
         u = timesteps.stratified(key_time, numbers or len(x0))  # in (0, 1]

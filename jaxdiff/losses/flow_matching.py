@@ -15,7 +15,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxdiff import processes, timesteps, weightings
+from jaxdiff import checks, processes, timesteps, weightings
 from jaxdiff.losses import noised
 from jaxdiff.losses.denoising import regression
 from jaxdiff.processes import Process
@@ -56,10 +56,7 @@ def flow_matching(
         ValueError: if `coupling` or a kind is unknown, or as `losses.denoising`.
         TypeError: when called, if ``batch["x0"]`` holds integers.
     """
-    if coupling not in ("independent", "optimal_transport"):
-        raise ValueError(
-            f"`coupling` must be 'independent' or 'optimal_transport'; got {coupling!r}."
-        )
+    checks.choice("coupling", coupling, ("independent", "optimal_transport"))
     process = processes.flow() if process is None else process
     couple = optimal_transport if coupling == "optimal_transport" else None
     dropping = noised.Dropping(drop_cond, null_cond)
@@ -82,7 +79,9 @@ def optimal_transport(x0: Array, eps: Array) -> Array:
         from scipy.optimize import linear_sum_assignment
 
         rows, others = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (x0, eps))
-        return linear_sum_assignment(-rows @ others.T)[1].astype(np.int32)
+        # a row that is not finite goes with any: its loss says so, and the update may skip it
+        likeness = np.nan_to_num(rows, posinf=0.0, neginf=0.0) @ others.T
+        return linear_sum_assignment(-likeness)[1].astype(np.int32)
 
     shape = jax.ShapeDtypeStruct(x0.shape[:1], np.int32)
     order = jax.pure_callback(assign, shape, x0, eps, vmap_method="sequential")

@@ -1,7 +1,7 @@
 """What losses share: noisy batches, conditioning that is dropped, and weights on an error."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,44 +42,96 @@ class Noised(NamedTuple):
             ValueError: if its shape is not that of x0.
         """
         x_t = self.x_t if x_t is None else x_t
-        output = apply(params, x_t, self.t, self.cond, key=self.key)
-        if output.shape != self.x0.shape:
-            raise ValueError(
-                f"`apply` must return the shape of x0, {self.x0.shape}; got {output.shape}."
-            )
-        return output.astype(self.x0.dtype)
+        try:
+            output = apply(params, x_t, self.t, self.cond, key=self.key)
+        except TypeError as error:
+            if "argument" not in str(error):
+                raise
+            raise TypeError(
+                "`apply` must take (params, x_t, t, cond, *, key): wrap one that takes less, "
+                "lambda params, x_t, t, cond=None, *, key=None: network(params, x_t, t). "
+                f"It said: {error}"
+            ) from error
+        return checks.output("apply", output, self.x0, "x0")
 
 
 class Dropping(NamedTuple):
     """How often conditioning is replaced by none; see :func:`jaxdiff.losses.denoising`."""
 
-    rate: float = 0.0
+    rate: Any = 0.0
     null_cond: PyTree = None
 
     def check(self) -> None:
-        """Raise ValueError if the rate is out of range or lacks its `null_cond`."""
-        if not 0.0 <= self.rate <= 1.0:
-            raise ValueError(f"`drop_cond` must lie in [0, 1]; got {self.rate}.")
-        if self.rate > 0.0 and self.null_cond is None:
+        """Judge the rate, and that it has its `null_cond`.
+
+        Raises:
+            TypeError: if the rate is no real number.
+            ValueError: if it is out of range or lacks its `null_cond`.
+        """
+        checks.number("drop_cond", self.rate, 0.0, 1.0)
+        if self._never():
+            return
+        if self.null_cond is None:
             raise ValueError("`null_cond` must say what replaces the conditioning that is dropped.")
+
+    def _never(self) -> bool:
+        known = numerics.concrete(self.rate)
+        return known is not None and float(known) == 0.0
 
     def drop(self, key: Key, cond: PyTree, num_rows: int) -> PyTree:
         """Replace each row's conditioning by the null one with probability `rate`.
 
         Raises:
-            ValueError: if there is none.
+            TypeError: if a null value is of another kind of number than what it replaces.
+            ValueError: if there is no conditioning, or it is another pytree or of other shapes.
         """
-        if self.rate == 0.0:
+        if self._never():
             return cond
         if cond is None:
             raise ValueError('`drop_cond` needs conditioning: batch["cond"] is missing.')
+        found: Any = jax.tree.structure(self.null_cond)
+        if found != jax.tree.structure(cond):
+            raise ValueError(
+                '`null_cond` must be a pytree like batch["cond"] without its batch axis, '
+                f"{jax.tree.structure(cond)}; got {found}."
+            )
         dropped = numerics.uniform(key, num_rows) < self.rate
 
-        def choose(value: Array, null: Array) -> Array:
+        def choose(value: Array, null: Any) -> Array:
+            value, null = _as_alike(value, null)
             mask = dropped.reshape((-1,) + (1,) * (value.ndim - 1))
-            return jnp.where(mask, jnp.asarray(null, value.dtype), value)
+            return jnp.where(mask, jnp.broadcast_to(null, value.shape), value)
 
         return jax.tree.map(choose, cond, self.null_cond)
+
+
+def _as_alike(value: Array, null: Any) -> tuple[Array, Array]:
+    """Return conditioning (B, ...) and its null value (...) in a dtype that holds both.
+
+    Raises:
+        TypeError: if one holds whole numbers and the other does not.
+        ValueError: if the null value has another shape.
+    """
+    value, null = jnp.asarray(value), jnp.asarray(null)
+    if null.ndim > value.ndim - 1 or any(
+        mine not in (1, its)
+        for mine, its in zip(null.shape[::-1], value.shape[:0:-1], strict=False)
+    ):
+        raise ValueError(
+            f'`null_cond` must have the shape of one row of batch["cond"], {value.shape[1:]}; '
+            f"got {null.shape}."
+        )
+    if jnp.issubdtype(value.dtype, jnp.floating):
+        return value, null.astype(value.dtype)
+    if not jnp.issubdtype(null.dtype, jnp.integer) or not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(
+            f'`null_cond` must be of the kind of batch["cond"], {value.dtype}; got {null.dtype}.'
+        )
+    known = numerics.concrete(null)
+    if known is not None and np.array_equal(known, known.astype(value.dtype)):
+        return value, null.astype(value.dtype)
+    wide = jnp.promote_types(value.dtype, null.dtype)  # 256 beside labels of uint8, say
+    return value.astype(wide), null.astype(wide)
 
 
 BATCH_KEYS = ("x0", "cond", "rows")
@@ -166,6 +218,18 @@ def add_noise(
     return Noised(x0, x_t, eps, t, cond, by_row(key_network, numbers))
 
 
+def judged_times(times: timesteps.Draw | None) -> timesteps.Draw:
+    """Return training times, by default stratified.
+
+    Raises:
+        TypeError: if they are no function of (key, process, rows), such as one that makes one.
+    """
+    if times is None:
+        return timesteps.draw_stratified()
+    checks.function("times", times, "(key, process, rows) -> (B,)", takes=3)
+    return times
+
+
 class Weight(NamedTuple):
     """The weight of a squared error of one kind of prediction.
 
@@ -181,6 +245,8 @@ class Weight(NamedTuple):
 
     def at(self, process: Process, t: Array) -> Array:
         """Return the weight at times (B,)."""
+        if self.weighting.of_kind is not None:
+            return self.weighting.of_kind(process, t, self.kind)
         on = self.loss_on if self.weighting.on is None else self.weighting.on
         ratio = predictions.error_ratio(process, on, self.kind, t)
         return self.weighting.weight(process, t) * ratio**2
@@ -203,7 +269,28 @@ def weight(
     predictions.check_kind("prediction", prediction)
     loss_on = prediction if loss_on is None else loss_on
     predictions.check_kind("loss_on", loss_on)
-    return Weight(kind, loss_on, weightings.simple() if weighting is None else weighting)
+    weighting = weightings.simple() if weighting is None else weighting
+    if not isinstance(weighting, weightings.Weighting):
+        raise TypeError(
+            "`weighting` must be one of jaxdiff.weightings, called: weightings.simple(); "
+            f"got {checks.shown(weighting)}."
+        )
+    return Weight(kind, loss_on, weighting)
+
+
+def judge_apply(apply: Apply) -> None:
+    """Refuse what is no network of (params, x_t, t, cond, *, key).
+
+    Raises:
+        TypeError: if it cannot be called so.
+        ValueError: if it takes log-SNR for its time and was not told how.
+    """
+    checks.function("apply", apply, "(params, x_t, t, cond, *, key) -> (B, ...)")
+    if getattr(apply, "time", "t") == "log_snr":
+        raise ValueError(
+            "`apply` is of a network that takes log-SNR in place of t: give "
+            "nn.on_log_snr(apply, process.log_snr)."
+        )
 
 
 def row_mean(x: Array) -> Array:

@@ -22,7 +22,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import numerics, predictions, rows, timesteps, weightings
+from jaxdiff import checks, numerics, predictions, rows, timesteps, weightings
 from jaxdiff.losses import noised
 from jaxdiff.processes import Process
 from jaxdiff.typing import Apply, Array, Batch, Key, LossFn, Network, PyTree
@@ -61,9 +61,10 @@ def explicit(
         ValueError: if a kind is unknown or, when called, if a shape is wrong.
         TypeError: when called, if ``batch["x0"]`` holds integers.
     """
+    known = checks.judged("score", score, "(x_t (B, ...), t (B,)) -> (B, ...)")
 
     def objective(key: Key, s: Callable[[Array], Array], drawn: noised.Noised) -> Array:
-        return noised.row_mean((s(drawn.x_t) - score(drawn.x_t, drawn.t)) ** 2)
+        return noised.row_mean((s(drawn.x_t) - known(drawn.x_t, drawn.t)) ** 2)
 
     return _make(objective, apply, process, prediction, loss_on, weighting, times)
 
@@ -107,7 +108,7 @@ def sliced(
     All else is as :func:`implicit` has it; `num_projections`, at least 1, are averaged, fewer are
     a ValueError.
     """
-    _check_num_projections(num_projections)
+    num_projections = checks.count("num_projections", num_projections)
 
     def objective(key: Key, s: Callable[[Array], Array], drawn: noised.Noised) -> Array:
         value, forms = _quadratic_forms(s, drawn.x_t, _signs(key, drawn.x_t, num_projections))
@@ -133,10 +134,8 @@ def finite_difference(
     the bias is of order step^2. All else is as :func:`sliced` has it, and a ValueError refuses a
     step that is not positive.
     """
-    _check_num_projections(num_projections)
-    known = numerics.concrete(step)
-    if known is not None and not known > 0:
-        raise ValueError(f"`step` must be positive; got {step}.")
+    num_projections = checks.count("num_projections", num_projections)
+    checks.number("step", step, 0.0, above=True)
 
     def objective(key: Key, s: Callable[[Array], Array], drawn: noised.Noised) -> Array:
         def along(z: Array) -> Array:
@@ -159,7 +158,9 @@ def _make(
     times: timesteps.Draw | None,
 ) -> LossFn:
     weight = noised.weight("score", prediction, loss_on, weighting)
-    times = timesteps.draw_stratified() if times is None else times
+    noised.judge_apply(apply)
+    checks.process(process)
+    times = noised.judged_times(times)
 
     def loss_fn(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:
         key_noise, key_objective = jax.random.split(rows.one_key(key))
@@ -174,11 +175,6 @@ def _make(
         return loss, {"loss": loss}
 
     return loss_fn
-
-
-def _check_num_projections(num_projections: int) -> None:
-    if num_projections < 1:
-        raise ValueError(f"`num_projections` must be at least 1; got {num_projections}.")
 
 
 def _signs(key: Key, x: Array, num: int) -> Array:

@@ -2,17 +2,16 @@
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxdiff import checks, rows
+from jaxdiff.training import judging
 from jaxdiff.training.ema import EmaDecay, PowerDecay, check_decay, decay_at
-from jaxdiff.training.placement import AXIS
 from jaxdiff.typing import Array, Batch, Key, LossFn, PyTree
 
 
@@ -22,7 +21,8 @@ class TrainState(NamedTuple):
     Attributes:
         step: updates done, int32, shape ().
         params: the parameters.
-        ema: their exponential moving average: a tree like `params`, or one a name.
+        ema: their exponential moving average: a tree like `params`, or one a name, in float32 at
+            least.
         opt_state: the optimizer's state.
     """
 
@@ -41,7 +41,8 @@ def init(
 ) -> TrainState:
     """Return the state before the first update.
 
-    The average starts at a copy of `params`, so that the state may be donated.
+    The average starts at a copy of `params`, so that the state may be donated, and is kept in
+    float32 at least: steps of 1 - decay are lost in the rounding of 16 bits.
 
     Args:
         params: initial parameters; copied.
@@ -52,10 +53,10 @@ def init(
         TypeError: if a leaf of `params` is not an array of floating-point numbers.
         ValueError: if there are no parameters, or a decay is out of its range.
     """
-    _judge_params(params)
+    judging.judge_params(params)
     params = _copy(params)
     names = check_decay(ema_decay)
-    ema = _copy(params) if names is None else {name: _copy(params) for name in names}
+    ema = _average_of(params) if names is None else {name: _average_of(params) for name in names}
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 
 
@@ -108,7 +109,7 @@ def make_update(
     accumulate = checks.count("accumulate", accumulate)
 
     def mean_loss(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        loss, metrics = _judged_loss(loss_fn(_gather.get()(params), key, batch), batch)
+        loss, metrics = judging.judged_loss(loss_fn(_gather.get()(params), key, batch), batch)
         means = {name: jnp.mean(value) for name, value in metrics.items()}
         return jnp.mean(loss), {"loss": jnp.mean(loss), **means}
 
@@ -117,8 +118,8 @@ def make_update(
         return grads, metrics
 
     def in_parts(params: PyTree, key: Key, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
-        shard, num_shards = _shard(axis_name)
-        num_rows = _num_rows(batch)
+        shard, num_shards = judging.shard(axis_name)
+        num_rows = judging.num_rows(batch)
         if accumulate == 1 and num_shards == 1:
             return gradients(params, key, batch)
 
@@ -140,8 +141,8 @@ def make_update(
         return jax.tree.map(lambda x: x / accumulate, total)
 
     def update(state: TrainState, key: Key, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        judging.judge_state(state, names)
         key = jax.random.fold_in(rows.one_key(key), state.step)
-        _judge_state(state, names)
         grads, metrics = in_parts(state.params, key, batch)
         if axis_name is not None:
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
@@ -164,120 +165,6 @@ def make_update(
         return new, metrics
 
     return update
-
-
-# --- What an update is given, judged when it is traced ---------------------------------------
-
-
-def _judge_params(params: PyTree) -> None:
-    """Refuse parameters of which a gradient makes no sense.
-
-    Raises:
-        ValueError: if there are none.
-        TypeError: if a leaf is not an array of floating-point numbers.
-    """
-    leaves = jax.tree.leaves_with_path(params)
-    if not leaves:
-        raise ValueError("`params` must hold at least one array; got none.")
-    for path, leaf in leaves:
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"`params{jax.tree_util.keystr(path)}` must be an array of floating-point "
-                f"numbers; got {checks.shown(leaf)}. Close over what is not trained "
-                "(equinox.partition parts a module so)."
-            )
-
-
-def _judge_state(state: TrainState, names: Mapping[str, Any] | None) -> None:
-    """Refuse a state whose averages are not those that the update makes.
-
-    Raises:
-        TypeError: if it is no `TrainState`, or as :func:`_judge_params`.
-        ValueError: if the averages differ.
-    """
-    if not isinstance(state, TrainState):
-        raise TypeError(
-            f"`state` must be a TrainState of training.init; got {checks.shown(state)}."
-        )
-    _judge_params(state.params)
-    averages: PyTree = state.params if names is None else dict.fromkeys(names, state.params)
-    found: Any = jax.tree.structure(state.ema)
-    if found != jax.tree.structure(averages):
-        raise ValueError(
-            "`state.ema` must hold the averages of this update's `ema_decay`, "
-            f"{'one, without a name' if names is None else ', '.join(names)}: "
-            "make both with the same one."
-        )
-
-
-def _judged_loss(returned: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
-    """Return what a loss returned, if it is a loss an example and metrics with names of their own.
-
-    Raises:
-        TypeError: if it is no such pair.
-        ValueError: if the loss has another shape than (B,), or a metric a name that is taken.
-    """
-    if not (isinstance(returned, tuple | list) and len(returned) == 2):
-        raise TypeError(
-            f"`loss_fn` must return (loss (B,), {{name: values}}); got {checks.shown(returned)}."
-        )
-    loss, metrics = returned
-    num_rows = _num_rows(batch)
-    if jnp.shape(loss) != (num_rows,):
-        raise ValueError(
-            f"`loss_fn` must return one loss an example, shape ({num_rows},); got "
-            f"{jnp.shape(loss)}. Means over the batch are the update's."
-        )
-    if not isinstance(metrics, Mapping):
-        raise TypeError(f"`loss_fn` must return metrics by name; got {checks.shown(metrics)}.")
-    taken = [name for name in ("grad_norm", "step") if name in metrics]
-    if "loss" in metrics and metrics["loss"] is not loss:
-        taken.append("loss")
-    if taken:
-        raise ValueError(f"`loss_fn` must not name a metric {taken[0]!r}: it is the update's own.")
-    return loss, {name: value for name, value in metrics.items() if name != "loss"}
-
-
-def _num_rows(batch: Batch) -> int:
-    """Return the number of rows of a batch, the size of its leaves' first axis.
-
-    Raises:
-        ValueError: if it has no leaves, or they differ.
-    """
-    leaves = jax.tree.leaves_with_path(batch)
-    sizes = {np.shape(leaf)[0] if np.ndim(leaf) else None for _, leaf in leaves}
-    if len(sizes) != 1 or None in sizes or 0 in sizes:
-        found = ", ".join(f"batch{jax.tree_util.keystr(p)} {np.shape(x)}" for p, x in leaves)
-        raise ValueError(
-            f"`batch` must hold arrays with one leading axis of examples; got {found or 'nothing'}."
-        )
-    return int(sizes.pop() or 0)
-
-
-def _shard(axis_name: str | None) -> tuple[Any, int]:
-    """Return which shard of how many a batch is.
-
-    Raises:
-        ValueError: if `axis_name` is not mapped where the update is traced, or is None where
-            `parallel.pmap` runs it.
-    """
-    try:
-        name = AXIS if axis_name is None else axis_name
-        shard = jax.lax.axis_index(name), jax.lax.axis_size(name)
-    except NameError:
-        if axis_name is None:
-            return 0, 1
-        raise ValueError(
-            f"`axis_name` is {axis_name!r}, and no such axis is mapped here: compile this update "
-            "by parallel.pmap, or make it without an `axis_name`."
-        ) from None
-    if axis_name is None:
-        raise ValueError(
-            f"`axis_name` must be {AXIS!r} for an update that parallel.pmap runs: make it by "
-            "make_update(..., axis_name=parallel.AXIS)."
-        )
-    return shard
 
 
 _gather: contextvars.ContextVar[Callable[[PyTree], PyTree]] = contextvars.ContextVar(
@@ -334,3 +221,10 @@ def _interleaved(count: int) -> Callable[[Array], Array]:
 
 def _copy(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+
+
+def _average_of(params: PyTree) -> PyTree:
+    def wide(leaf: Array) -> Array:
+        return jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32), copy=True)
+
+    return jax.tree.map(wide, params)
