@@ -42,8 +42,11 @@ def main(dtype, port=None, process_id=None):
     def start():
         return training.init(params, optimizer, ema_decay=0.9)
 
-    def update(**options):
+    def update(loss_fn=loss_fn, **options):
         return training.make_update(loss_fn, optimizer, ema_decay=0.9, **options)
+
+    compiled = jax.jit(jax.checkpoint(loss_fn))
+    compiled(params, key, {"x0": batches[0][:2]})  # traced before, at the shape of a part
 
     by_data, by_both = parallel.make_mesh(8), parallel.make_mesh(4, 2)
     by_fsdp = parallel.make_mesh(1, 8)
@@ -59,6 +62,14 @@ def main(dtype, port=None, process_id=None):
         "mesh all fsdp": (
             parallel.mesh(update(accumulate=2), by_fsdp, fsdp=True),
             parallel.init(start, by_fsdp, fsdp=True),
+        ),
+        "pmap of a compiled loss in parts": (
+            parallel.pmap(update(compiled, axis_name=parallel.AXIS, accumulate=2)),
+            start(),
+        ),
+        "mesh of a compiled loss": (
+            parallel.mesh(update(compiled, accumulate=2), by_data),
+            parallel.init(start, by_data),
         ),
     }
     if port is not None:  # collectives between processes are slow here
@@ -114,6 +125,7 @@ def main(dtype, port=None, process_id=None):
         "rows": lambda: modes["pmap"][0](start(), key, {"x0": batches[0][:11]}),
         "mesh rows": lambda: parallel.place_batch({"x0": batches[0][:11]}, by_data),
         "parts": lambda: parallel.jit(update(accumulate=5))(start(), key, {"x0": batches[0]}),
+        "unnamed axis": lambda: parallel.pmap(update())(start(), key, {"x0": batches[0]}),
         "devices": lambda: parallel.make_mesh(3, 2),
         "axes": lambda: parallel.mesh(update(), jax.make_mesh((8,), ("rows",))),
         "explicit": lambda: parallel.mesh(

@@ -14,6 +14,7 @@ HERE = pathlib.Path(__file__).parent
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 SHARED = ("pmap", "mesh fsdp")
 ALONE = ("jit in parts", "mesh", "mesh all fsdp", "handed on")
+ALONE += ("pmap of a compiled loss in parts", "mesh of a compiled loss")
 SCANNED = ("scanned jit", "scanned pmap", "scanned mesh")
 CASES = [
     (dtype, 1, mode) for dtype in TOLERANCE for mode in (*SHARED, *ALONE, *SCANNED)
@@ -96,6 +97,7 @@ def test_what_cannot_be_split_is_refused():
     assert "8 devices" in refusals["rows"]
     assert "8 devices" in refusals["mesh rows"]
     assert "`accumulate` must divide" in refusals["parts"]
+    assert "axis_name=parallel.AXIS" in refusals["unnamed axis"]
     assert "`data` x `fsdp`" in refusals["devices"]
     assert "must have the axes" in refusals["axes"]
     assert "Auto axes" in refusals["explicit"]
