@@ -51,7 +51,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             staged = None
         flush(path.parent)
     except OSError as error:
-        if error.filename in (None, str(staged)):  # else of another file
+        if error.filename is None or str(error.filename) == str(staged):  # else of another file
             reason = error.strerror or str(error)
             raise type(error)(error.errno, reason, str(path)) from error
         raise
