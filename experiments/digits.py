@@ -73,7 +73,7 @@ def train(
     images = open_images(config, "train")
     with command.compiling_for(preset):
         params = fit(config, images, directory, running, progress=not quiet)
-        if distributed.any_of(not (directory / command.REPORT).exists()):
+        if distributed.any_of(not fitting.is_judged(directory, config.num_steps)):
             with refusing(OSError, say=f"--run-dir {directory} cannot be written: "):
                 digits_report.write(config, params, directory, devices=running.local())
     if distributed.is_main():

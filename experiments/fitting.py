@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.command import refusing
+from experiments.command import REPORT, refusing
 from experiments.running import Running
 from jaxdiff import files, training
 from jaxdiff.training import distributed, ema, loop, parallel, throughput
@@ -54,6 +54,8 @@ class TrainingConfig(Protocol):
 MAIN = "main"
 """The name of the average of `ema_decay` where others are kept beside it."""
 NONFINITE = "nonfinite.json"
+EVALUATION = "evaluation.json"
+"""What was measured of a run, of the `step` and the `average` that it names; written last."""
 
 
 def build_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
@@ -89,6 +91,21 @@ def ema_decays(config: TrainingConfig) -> ema.EmaDecay:
 def main_average(config: TrainingConfig, averages: PyTree) -> PyTree:
     """The average of `ema_decay`, of what a state of this config has as `ema`."""
     return averages[MAIN] if isinstance(ema_decays(config), Mapping) else averages
+
+
+def is_judged(directory: Path, step: int, report: str = REPORT) -> bool:
+    """Tell whether the report of a run is that of a step and of its main average.
+
+    A report is written before the evaluation that names its step and average, so that a crash
+    between the two shows. One of earlier versions names none, and is believed.
+    """
+    if not (directory / report).exists():
+        return False
+    try:
+        found = json.loads((directory / EVALUATION).read_bytes())
+        return (found.get("step", step), found.get("average", MAIN)) == (step, MAIN)
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def open_checkpoints(directory: Path, running: Running | None = None) -> Checkpoints:

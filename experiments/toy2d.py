@@ -248,7 +248,7 @@ def main_command(
             report=command.REPORT,
             progress=not quiet,
         )
-        if not (directory / command.REPORT).exists():
+        if not fitting.is_judged(directory, config.num_steps):
             toy2d_report.write(config, model, params, directory)
     print(f"Report: {directory / command.REPORT}")
 
