@@ -207,6 +207,8 @@ with Checkpoints(sys.argv[1]) as checkpoints:
             assert reports == []  # 2.tmp is at work
             with pytest.raises(CheckpointError, match="step 3 .*Another process saves there"):
                 Checkpoints(tmp_path).save(3, state_of(3))
+            with pytest.raises(CheckpointError, match="cannot be written: Another process"):
+                Checkpoints(tmp_path).claim()
             assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2.tmp"]
         finally:
             process.send_signal(signal.SIGKILL)
@@ -230,6 +232,22 @@ def test_a_checkpoint_deleted_while_it_is_read_gives_way_to_the_next_newest(tmp_
     monkeypatch.setattr(step_folders, "contents", prune_and_read)
     assert restored(directory, reports).step == 2
     assert not any("corrupt" in report for report in reports)
+
+
+def test_what_could_not_be_saved_is_said_before_the_first_step(tmp_path):
+    for folder in (tmp_path / "file" / "checkpoints", Path("/proc/checkpoints")):
+        (tmp_path / "file").touch()
+        with pytest.raises(CheckpointError, match=f"{folder} cannot be written: "):
+            Checkpoints(folder).claim()
+
+
+def test_closed_checkpoints_save_again(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state_of(1))
+    checkpoints.save(2, state_of(2))
+    checkpoints.close()
+    assert checkpoints.steps() == [1, 2]
+    assert not lock.is_saved_to(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["exp[1]", "a*b", "what?", "back\\slash", "gs:/bucket"])

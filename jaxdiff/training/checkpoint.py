@@ -24,6 +24,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Collection, Mapping
@@ -50,6 +51,7 @@ from jaxdiff.training.stored_tree import CheckpointError, key_kinds, snapshot
 from jaxdiff.training.tree_writer import TreeWriter
 
 _FULL = "No space left on device"
+_BUSY = "Another process saves there: let it end, or take another directory"
 
 
 def to_stderr(message: str) -> None:
@@ -111,7 +113,7 @@ class Checkpoints:
         self._writer = TreeWriter()
         self._end_saving: Callable[[], object] = lambda: None
         self._saving = False
-        self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._background: concurrent.futures.ThreadPoolExecutor | None = None
         self._pending: concurrent.futures.Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
@@ -131,6 +133,23 @@ class Checkpoints:
     def best(self, metric: str) -> int | None:
         """Return the committed step whose `metric` is smallest, None where none has it finite."""
         return self._stored.best(metric)
+
+    def claim(self) -> None:
+        """Be the only process that saves here, until `close` or the end; the first save does it.
+
+        Called earlier, it tells before anything is trained that nothing could be saved.
+
+        Raises:
+            CheckpointError: if another process saves here, or the directory cannot be written.
+        """
+        try:
+            self._hold()
+            os.rmdir(tempfile.mkdtemp(prefix=".", dir=self.directory))
+        except OSError as error:
+            reason = error.strerror
+            if isinstance(error, BlockingIOError):
+                reason = _BUSY
+            raise CheckpointError(f"{self.directory} cannot be written: {reason}.") from error
 
     def save(
         self,
@@ -167,7 +186,7 @@ class Checkpoints:
         staged = step_folders.staged(self.directory, step)
         try:
             if jax.process_index() == 0:
-                self._claim()
+                self._hold()
                 shutil.rmtree(staged, ignore_errors=True)
                 staged.mkdir(parents=True)
                 for name, text in texts.items():
@@ -179,6 +198,8 @@ class Checkpoints:
         except Exception as error:
             raise self._failure(step, error) from _cause(error)
         _unfinished.add(self)
+        if self._background is None:
+            self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending = self._background.submit(self._commit, step, held, keys)
 
     def wait(self) -> None:
@@ -193,7 +214,7 @@ class Checkpoints:
             pending.result()
 
     def close(self) -> None:
-        """Wait for the save under way and release the threads.
+        """Wait for the save under way and release the threads; a later save starts them anew.
 
         Raises:
             CheckpointError: if the save failed.
@@ -201,9 +222,12 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._background.shutdown()
+            if self._background is not None:
+                self._background.shutdown()
+                self._background = None
             self._writer.close()
             self._end_saving()
+            self._saving = False
 
     def sound_steps(self) -> list[int]:
         """List the steps whose checksums hold, oldest first, reporting those that do not."""
@@ -257,8 +281,7 @@ class Checkpoints:
                 continue
         return None
 
-    def _claim(self) -> None:
-        """Be the process that saves here, until `close` or the end."""
+    def _hold(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self._saving:
             self._end_saving = weakref.finalize(self, lock.saving(self.directory))
@@ -302,7 +325,7 @@ class Checkpoints:
         if _cause(error) is None:
             reason = _FULL
         if isinstance(error, BlockingIOError):
-            reason = "Another process saves there: let it end, or take another directory"
+            reason = _BUSY
         return CheckpointError(f"Could not save step {step} in {self.directory}; {left}. {reason}")
 
 

@@ -177,10 +177,12 @@ def fit(
         DataEnded: if the batches end before that, after saving.
         NotFinite: if a step has a loss or gradient that is not finite. Every step is looked at,
             but not before the next one that is logged or saved.
-        CheckpointError: if a save fails.
+        CheckpointError: if a save fails; if none could succeed, before the first step.
     """
     from tqdm import tqdm
 
+    if distributed.is_main():
+        checkpoints.claim()
     step = start = int(state.step)
     bar = tqdm(
         total=num_steps,
