@@ -11,6 +11,7 @@ import jaxdiff
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYER = {
+    "files": 0.0,
     "typing": 0.0,
     "rows": 0.1,
     "numerics": 0.2,
