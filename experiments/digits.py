@@ -64,9 +64,9 @@ def train(
         preset: What options not given are.
         quiet: Show no progress bar.
     """
-    directory = Path(run_dir)
     check(config)
     running.start()
+    directory = command.claim(run_dir)
     config = from_record(
         runs.reconcile(directory, to_record(config), free=fitting.FREE, grows="num_steps")
     )
@@ -227,14 +227,12 @@ def restore(
     directory: Path, average: Average = NO_CHOICE, option: str = "--run-dir"
 ) -> tuple[Config, Restored, PyTree]:
     """Return the config, the newest sound checkpoint and an average of a run, or refuse."""
-    record = runs.read_record(directory)
+    remedy = f" Train one first:\n  python -m experiments.digits train --run-dir {directory}"
+    record = runs.read_record(command.existing(directory, option, remedy))
     with contextlib.closing(fitting.open_checkpoints(directory)) as checkpoints:
         restored = None if record is None else checkpoints.restore()
         if record is None or restored is None:
-            raise Refusal(
-                f"{option} {directory} holds no checkpoint yet. Train one first:\n"
-                f"  python -m experiments.digits train --run-dir {directory}"
-            )
+            raise Refusal(f"{option} {directory} holds no checkpoint yet.{remedy}")
         config = from_record(record["config"])
         return config, restored, average.of(config, restored.state["ema"], checkpoints)
 

@@ -14,7 +14,7 @@ import optax
 
 from experiments.command import refusing
 from experiments.running import Running
-from jaxdiff import training
+from jaxdiff import files, training
 from jaxdiff.training import distributed, ema, loop, parallel, throughput
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Checkpoints
@@ -216,7 +216,7 @@ def fit(
                 )
             except loop.NotFinite as error:
                 if distributed.is_main():
-                    runs.replace_text(
+                    files.write_text(
                         directory / NONFINITE, json.dumps(error.details, indent=2) + "\n"
                     )
                 raise

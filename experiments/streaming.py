@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from experiments.command import Refusal
+from jaxdiff import files
 from jaxdiff.training import checksums, distributed
-from jaxdiff.training import run as runs
 
 PER_FILE = 1024
 RECORD = "samples.json"
@@ -105,7 +105,7 @@ def _claim(directory: Path, record: Mapping[str, Any]) -> None:
         raise Refusal(problem or "Process 0 refuses.")
     directory.mkdir(parents=True, exist_ok=True)
     if distributed.is_main():
-        runs.replace_text(directory / RECORD, json.dumps(dict(record), indent=2) + "\n")
+        files.write_text(directory / RECORD, json.dumps(dict(record), indent=2) + "\n")
 
 
 def _problem(directory: Path, record: Mapping[str, Any]) -> str | None:

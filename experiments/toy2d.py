@@ -12,7 +12,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -231,7 +230,7 @@ def main_command(
         quiet: Show no progress bar.
     """
     check(config)
-    directory = Path(run_dir)
+    directory = command.claim(run_dir)
     asked = dataclasses.asdict(config)
     record = runs.reconcile(directory, asked, free=fitting.FREE, grows="num_steps")
     config = dataclasses.replace(

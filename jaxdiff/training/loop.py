@@ -3,13 +3,10 @@
 import collections
 import contextlib
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, TypeAlias
 
 import jax
@@ -18,6 +15,7 @@ import numpy as np
 
 from jaxdiff.training import distributed
 from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.signals import catch_signals
 from jaxdiff.training.throughput import NO_WORK, Work
 from jaxdiff.training.update import TrainState
 from jaxdiff.typing import Array, Batch, Key
@@ -67,33 +65,6 @@ class NotFinite(ArithmeticError):
         )
         self.details = {"step": step, "values": {k: str(v) for k, v in values.items()}}
         self.details |= details or {}
-
-
-@contextlib.contextmanager
-def catch_signals() -> Iterator[Callable[[], str | None]]:
-    """Turn SIGINT and SIGTERM into a question: the name of the one received, or None.
-
-    A second signal acts as it did before. Only the main thread can catch signals; in another one
-    none is ever received.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    received: list[str] = []
-    before: dict[signal.Signals, Any] = {}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number).name)
-        for caught, handler in before.items():
-            signal.signal(caught, handler)
-
-    for caught in (signal.SIGINT, signal.SIGTERM):
-        before[caught] = signal.signal(caught, handle)
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for caught, handler in before.items():
-            signal.signal(caught, handler)
 
 
 def call_lengths(

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Collection, Mapping
@@ -18,15 +17,14 @@ from typing import Any
 
 import jax
 
+from jaxdiff import files
+from jaxdiff.training.folders import RunError as RunError
+
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 
 PACKAGES = ("jaxdiff", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "numpy")
-
-
-class RunError(ValueError):
-    """A run directory cannot be used as asked; the message says what would do."""
 
 
 def config_hash(config: Mapping[str, Any], *, free: Collection[str] = ()) -> str:
@@ -167,16 +165,12 @@ def write_record(
     )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        replace_text(run_dir / CONFIG, json.dumps(record, indent=2) + "\n")
+        files.write_text(run_dir / CONFIG, json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise RunError(f"--run-dir {run_dir} cannot be written: {error.strerror}.") from error
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    staged = path.with_name(f".{path.name}.tmp")
-    staged.write_text(text)
-    os.replace(staged, path)
+replace_text = files.write_text
 
 
 class MetricsLog:
@@ -194,7 +188,7 @@ class MetricsLog:
             tensorboard: a folder for TensorBoard's event files, if they are wanted.
         """
         kept = [line for line in read_metrics(path) if line["step"] <= after]
-        replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
         self._board: Any = None
         if tensorboard is not None:
