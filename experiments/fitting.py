@@ -20,7 +20,13 @@ from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.typing import Batch, LossFn, PyTree
 
-FREE = ("num_steps", "data_dir", "checkpoint_every", "log_every", "remat")
+JUDGING = ("eval_examples", "eval_points", "eval_tolerance", "mixture_components") + (
+    "sampler",
+    "sample_steps",
+    "grid_size",
+)
+"""Fields of configs that say how a run is judged."""
+FREE = ("num_steps", "data_dir", "checkpoint_every", "log_every", "remat", *JUDGING)
 """Fields of configs that stand outside their hash."""
 
 
@@ -114,6 +120,7 @@ def fit(
     progress: bool,
     running: Running | None = None,
     indices_of: Callable[[int], np.ndarray] | None = None,
+    also: Mapping[str, Any] | None = None,
 ) -> PyTree:
     """Train what is left of a run; return the averaged parameters, whole in every process.
 
@@ -128,6 +135,7 @@ def fit(
         progress: show a progress bar if stderr is a terminal.
         running: how it is carried out; by default on one device.
         indices_of: step -> which examples its batch holds, for the report of one that fails.
+        also: what else the run's record says.
     """
     running = Running() if running is None else running
     mode, optimizer, decays = running.mode(), build_optimizer(config), ema_decays(config)
@@ -178,7 +186,9 @@ def fit(
         scanned = mode.compile(update, donate=True, scanned=True)
         log: runs.MetricsLog | runs.NoLog = runs.NoLog()
         if distributed.is_main():
-            runs.write_record(directory, record, free=FREE, also={"running": running.record()})
+            runs.write_record(
+                directory, record, free=FREE, also={"running": running.record(), **(also or {})}
+            )
             (directory / report).unlink(missing_ok=True)  # that of fewer steps
             board = directory / "tensorboard" if running.tensorboard else None
             log = runs.MetricsLog(directory / runs.METRICS, after=start, tensorboard=board)

@@ -210,15 +210,19 @@ def save_strip(
 def save_curve(
     path: Path, steps: Sequence[float], values: Sequence[float], *, title: str, ylabel: str
 ) -> None:
-    """Save a curve over training steps, on a logarithmic axis, with a running median."""
+    """Save a curve over training steps, with a running median.
+
+    Its axis is logarithmic where all values are positive.
+    """
     figure, axis = new_figure(6.4, 3.6)
     half = max(1, len(values) // 40)
     medians = [np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
     axis.plot(steps, values, color=ACCENT, alpha=0.35, linewidth=1, label="logged batch")
     axis.plot(steps, medians, color=ACCENT, linewidth=2, label="running median")
-    axis.set_yscale("log")
-    for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        ticks("{x:g}")
+    if len(values) and min(values) > 0.0:
+        axis.set_yscale("log")
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks("{x:g}")
     axis.set_xlabel("training step", color=INK)
     axis.set_ylabel(ylabel, color=INK)
     axis.set_title(title, fontsize=12, color=INK)
