@@ -230,9 +230,7 @@ def sample(
         quiet: Show no progress bar.
     """
     command.check_seed(seed)
-    for option, value in (("--num", num), ("--num-steps", num_steps)):
-        if value < 1:
-            raise Refusal(f"{option} must be at least 1; got {value}.")
+    options.check_counts(num=num, num_steps=num_steps)
     path = Path(out)
     one_file = path.suffix.lower() == ".png"
     if path.suffix and not one_file:

@@ -62,6 +62,17 @@ def option(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
+def check_counts(**counts: int | None) -> None:
+    """Refuse options of a command, given by the names of its arguments, that are below 1.
+
+    Raises:
+        Refusal: naming the first.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise Refusal(f"{option(name)} must be at least 1; got {count}.")
+
+
 def judge(config: Any) -> None:
     """Refuse a config, a dataclass, with a value that its fields do not take.
 

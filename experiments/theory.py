@@ -60,6 +60,7 @@ def theory(run_dir: str, preset: Literal["full", "smoke"] = "full", seed: int = 
         preset: All claims at full size, or the quick ones as small as still runs every line.
         seed: Of everything random.
     """
+    command.check_seed(seed)
     config = {"experiment": "theory", "preset": preset, "seed": seed}
     directory = command.open_run(run_dir, config)
     if directory is None:
