@@ -106,12 +106,13 @@ def train(
     """
     check(config)
     running.start()
-    directory = command.claim(run_dir)
+    directory, moved = command.claim(run_dir), config.data_dir is None
     record = runs.read_record(directory)
     asked = to_record(resolved(config, record))
     config = from_record(runs.reconcile(directory, asked, free=fitting.FREE, grows="num_steps"))
-    images, split = open_images(config, "train"), eval_split or image_data.recorded_split(record)
-    held_out = open_images(config, split, "--eval-split") if evaluate else None
+    split = eval_split or image_data.recorded_split(record)
+    images = open_images(config, "train", recorded=moved)
+    held_out = open_images(config, split, "--eval-split", recorded=moved) if evaluate else None
     image_data.check(config, images, held_out)
     with command.compiling_for(preset):
         params = fit(config, images, directory, running, split=split, progress=not quiet)
@@ -294,7 +295,9 @@ def evaluate(
     config, restored, params = restore(directory, average)
     config, record = judging.of(config), runs.read_record(directory)
     split = judging.eval_split or image_data.recorded_split(record)
-    train, held_out = open_images(config, "train"), open_images(config, split, "--eval-split")
+    moved = judging.data_dir is None
+    train = open_images(config, "train", recorded=moved)
+    held_out = open_images(config, split, "--eval-split", recorded=moved)
     image_data.check(config, train, held_out)
     known = image_data.describe(config, record or {})
     if train.description != known:

@@ -108,7 +108,7 @@ def describe(config: Config, run: Mapping[str, Any]) -> data.Description:
     """
     found = run.get(RECORD)
     if found is None:
-        return open_images(config, "train").description
+        return open_images(config, "train", recorded=True).description
     try:
         return data.Description.from_record(found)
     except (TypeError, ValueError, AttributeError) as error:

@@ -193,18 +193,20 @@ def from_record(record: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, decay_steps=config.decay_steps or config.num_steps)
 
 
-def open_images(config: Config, split: str, option: str = "") -> data.Images:
+def open_images(
+    config: Config, split: str, option: str = "", *, recorded: bool = False
+) -> data.Images:
     """Open a split of the config's data set, or refuse.
-
-    Where the recorded folder is gone, $JAXDIFF_DATA_DIR says where the data are now.
 
     Args:
         config: what to open.
         split: which part.
         option: the one that chose the split, if one did.
+        recorded: whether the config's folder is that of an earlier start: where it is gone,
+            $JAXDIFF_DATA_DIR says where the data are now.
     """
     folder = config.data_dir
-    if folder is not None and "://" not in folder and not os.path.isdir(folder):
+    if recorded and folder is not None and "://" not in folder and not os.path.isdir(folder):
         moved = os.environ.get("JAXDIFF_DATA_DIR")
         folder = folder if moved is None else None
     try:

@@ -209,7 +209,7 @@ def digits_run(
     command.check_seed(seed)
     config, restored, params = digits.restore(Path(trained_run), option="--trained-run")
     split = image_data.recorded_split(read_record(Path(trained_run)))
-    train, held_out = (open_images(config, each) for each in ("train", split))
+    train, held_out = (open_images(config, each, recorded=True) for each in ("train", split))
     if train.labels is None or held_out.labels is None:
         raise command.Refusal(f"--trained-run {trained_run} has images without labels to read.")
     asked = {"experiment": "solvers digits", "preset": preset, "seed": seed}

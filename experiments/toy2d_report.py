@@ -137,9 +137,8 @@ def judge(
         notes.append(
             f"The likelihood{' closer to the data' * bool(results)} is not known: {reason}."
         )
-    results["prior_mismatch"] = float(
-        variational.prior_divergence(model.process, jnp.asarray(few)).mean()
-    )
+    ended = flows.until_start(model.process, config.prediction)
+    results["prior_mismatch"] = float(variational.prior_divergence(ended, jnp.asarray(few)).mean())
     if model.target.log_prob is not None:
         exact = np.asarray(jax.jit(model.target.log_prob)(held_out))
         results["entropy"] = float(-exact.mean())
@@ -213,7 +212,8 @@ def draw_density(
         (axes[0], held_out, f"{config.target}: draws"),
         (axes[2], samples, f"samples ({config.sampler}, {config.sample_steps} steps)"),
     ):
-        axis.hist2d(*shown.T, bins=config.grid_size, range=[box, box], density=True, cmap="magma")
+        inside = bool((np.abs(shown).max(axis=1) <= HALF_WIDTH).any())  # else there is none
+        axis.hist2d(*shown.T, bins=config.grid_size, range=[box, box], density=inside, cmap="magma")
         axis.set_title(title, fontsize=11)
     picture = axes[1].imshow(density, origin="lower", extent=(*box, *box), cmap="magma")
     axes[1].set_title("density of the model, by its likelihood", fontsize=11)

@@ -224,13 +224,13 @@ def test_a_run_whose_data_moved_is_judged_where_they_are(trained, capsys, tmp_pa
     monkeypatch.setattr("jaxdiff.data.load_images", load)
     monkeypatch.delenv("JAXDIFF_DATA_DIR", raising=False)
     with pytest.raises(command.Refusal, match="--data-dir: mnist is not prepared"):
-        open_images(config, "train")
+        open_images(config, "train", recorded=True)
     monkeypatch.setenv("JAXDIFF_DATA_DIR", str(tmp_path))
     with pytest.raises(command.Refusal):
-        open_images(config, "train")
+        open_images(config, "train", recorded=True)
     (tmp_path / "gone").mkdir()  # it is there after all
     with pytest.raises(command.Refusal):
-        open_images(config, "train")
+        open_images(config, "train", recorded=True)
     code, _, err = run(capsys, "evaluate", "--run-dir", trained, "--data-dir", tmp_path / "here")
     assert code == 1
     assert "--data-dir" in err
