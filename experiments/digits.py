@@ -149,14 +149,9 @@ def is_judged(config: Config, directory: Path, split: str) -> bool:
 
     How it was judged may be another matter: `evaluate` decides that, and then it stays.
     """
-    if not evaluations.is_of(directory, step=config.num_steps, average=fitting.MAIN):
+    if not fitting.is_judged(directory, config.num_steps):
         return False
-    found, asked = evaluations.read(directory), digits_report.settings(config, split)
-    others = [
-        f"{name} {found.get(name)} (asked {value})"
-        for name, value in asked.items()
-        if found.get(name) != value
-    ]
+    others = evaluations.differing(directory, digits_report.settings(config, split))
     if others and distributed.is_main():
         said = f"The report there has {', '.join(others)}; `evaluate` makes another."
         print(said, file=sys.stderr)

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.command import REPORT
+from experiments.fitting import EVALUATION
 from jaxdiff import files
-
-EVALUATION = "evaluation.json"
 
 
 def write(directory: Path, results: Mapping[str, Any], report: str) -> None:
-    """Write evaluation.json and, last, report.md, each whole or not at all.
+    """Write report.md and, last, evaluation.json, which says what both are of.
 
     Args:
         directory: of the run.
@@ -21,8 +20,8 @@ def write(directory: Path, results: Mapping[str, Any], report: str) -> None:
         report: for readers.
     """
     kept = {name: value for name, value in results.items() if is_finite(value)}
-    files.write_text(directory / EVALUATION, json.dumps(kept, indent=2) + "\n")
     files.write_text(directory / REPORT, report)
+    files.write_text(directory / EVALUATION, json.dumps(kept, indent=2) + "\n")
 
 
 def is_finite(value: Any) -> bool:
@@ -41,11 +40,19 @@ def read(directory: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def is_of(directory: Path, *, step: int, average: str, **settings: Any) -> bool:
-    """Tell whether there is a report, and it is of this step, this average and these settings."""
+def differing(directory: Path, settings: Mapping[str, Any]) -> list[str]:
+    """Say how the report there was judged otherwise, a phrase a setting; of before, none is known.
+
+    Args:
+        directory: of the run.
+        settings: as asked now, by name.
+    """
     found = read(directory)
-    wanted = {"step": step, "average": average, **settings}
-    return bool(found) and all(found.get(name) == value for name, value in wanted.items())
+    return [
+        f"{name} {found[name]} (asked {value})"
+        for name, value in settings.items()
+        if name in found and found[name] != value
+    ]
 
 
 def steps(step: int, num_steps: int) -> str:

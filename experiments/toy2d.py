@@ -273,7 +273,10 @@ def main_command(
             report=command.REPORT,
             progress=not quiet,
         )
-        if not evaluations.is_of(directory, **toy2d_report.settings(config)):
+        if not (
+            fitting.is_judged(directory, config.num_steps)
+            and not evaluations.differing(directory, toy2d_report.settings(config))
+        ):
             toy2d_report.write(config, model, params, directory, progress=not quiet)
     print(f"Report: {directory / command.REPORT}")
 

@@ -45,7 +45,7 @@ def write(
     log_prob_of = make_log_prob(config, model)
     say(f"The likelihood of {config.eval_points} points")
     found, notes = judge(config, model, params, keys[3], held_out, log_prob_of)
-    results = {**settings(config), **found}
+    results = {"step": config.num_steps, "average": MAIN, **settings(config), **found}
     say("A classifier of samples and draws")
     if np.isfinite(samples).all():
         told = metrics.c2st(others, samples)
@@ -77,10 +77,9 @@ def write(
 
 
 def settings(config: "Config") -> dict[str, Any]:
-    """Return what a report of a finished run is of, and how it was judged."""
+    """Return how a run is judged, as evaluation.json says it."""
     names = ("eval_points", "eval_tolerance", "sampler", "sample_steps", "grid_size")
-    asked = {name: getattr(config, name) for name in names}
-    return {"step": config.num_steps, "average": MAIN, **asked}
+    return {name: getattr(config, name) for name in names}
 
 
 def make_log_prob(config: "Config", model: "Model") -> LogProb:

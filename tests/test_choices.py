@@ -10,7 +10,7 @@ import pytest
 
 from experiments import digits, image_model, toy2d
 from experiments.command import REPORT
-from experiments.evaluations import EVALUATION
+from experiments.fitting import EVALUATION
 
 SMALL = {
     digits: ("--num-steps", "2", "--width", "8", "--batch-size", "8", "--sample-steps", "2"),

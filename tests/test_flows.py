@@ -9,6 +9,7 @@ from cases import MIXTURE
 from experiments import digits_likelihood, evaluations, flows
 from experiments.command import REPORT, Refusal
 from experiments.digits_likelihood import chunks, is_full, mixture_bits, mixture_rows
+from experiments.fitting import EVALUATION, is_judged
 from experiments.methods import METHODS
 from jaxdiff import data, denoisers, likelihood, predictions, processes
 
@@ -99,16 +100,20 @@ def test_mixtures_of_many_dimensions_are_bounded(monkeypatch):
 
 
 def test_a_report_is_of_a_step_and_an_average(tmp_path):
-    wanted = {"step": 20, "average": "main"}
-    assert not evaluations.is_of(tmp_path, **wanted)
-    results = {**wanted, "nll": 1.5, "lost": float("nan")}
+    settings = {"eval_split": "test", "sizes": [2]}
+    results = {"step": 20, "average": "main", **settings, "nll": 1.5, "lost": float("nan")}
+    assert not is_judged(tmp_path, 20)
     evaluations.write(tmp_path, results, "# report")
-    assert evaluations.is_of(tmp_path, **wanted)
+    assert is_judged(tmp_path, 20)
+    assert not is_judged(tmp_path, 10)
+    assert evaluations.read(tmp_path)["nll"] == 1.5
     assert "lost" not in evaluations.read(tmp_path)
-    for other in ({"step": 10}, {"average": "0.5"}, {"eval_split": "test"}):
-        assert not evaluations.is_of(tmp_path, **(wanted | other))
-    (tmp_path / evaluations.EVALUATION).write_text("{")
-    assert not evaluations.is_of(tmp_path, **wanted)
+    assert evaluations.differing(tmp_path, settings | {"unknown": 1}) == []
+    assert evaluations.differing(tmp_path, {"sizes": [3]}) == ["sizes [2] (asked [3])"]
+    evaluations.write(tmp_path, results | {"average": "0.5"}, "# report")
+    assert not is_judged(tmp_path, 20)
+    (tmp_path / EVALUATION).write_text("{")
+    assert not is_judged(tmp_path, 20)
     (tmp_path / REPORT).unlink()
     assert evaluations.read(tmp_path) == {}
     assert evaluations.steps(11, 5000) == "step 11 of 5000"

@@ -3,15 +3,20 @@
 The hidden file `.lock` is there, and locked, as long as a process writes the run. It says who: a
 refusal can then tell what to wait for. A file that a kill left is locked by nobody and stops
 nobody. Readers need no lock.
+
+Checkpoints, which are also saved without a run directory, are guarded alike by a lock on their
+folder itself, which leaves no trace and tells readers that what is unfinished there is at work.
 """
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +28,7 @@ from jaxdiff.training.folders import RunError, of_run
 LOCK = ".lock"
 
 _held: dict[Path, tuple[int, int]] = {}
-"""By folder: the descriptor of its lock, and how often this process holds it."""
+"""By what is locked: the descriptor, and how often this process holds it."""
 
 
 @contextlib.contextmanager
@@ -49,26 +54,80 @@ def writing(run_dir: str | os.PathLike[str]) -> Iterator[Path]:
     made: list[Path] = []
     try:
         made = _make(directory)
-        key = directory.resolve()
+        key = directory.resolve() / LOCK
         descriptor, count = _held.get(key) or (_acquire(directory), 0)
+        _held[key] = descriptor, count + 1
     except OSError as error:
         _remove(made)
         raise RunError(
             f"--run-dir {directory} cannot be written: {error.strerror or error}. Take another."
         ) from error
-    _held[key] = descriptor, count + 1
     try:
         yield directory
     finally:
-        if key in _held:  # else this is a fork, which holds nothing
-            descriptor, count = _held.pop(key)
-            if count > 1:
-                _held[key] = descriptor, count - 1
-            else:
-                with contextlib.suppress(OSError):
-                    (directory / LOCK).unlink()
-                os.close(descriptor)
+        if _release(key):
+            with contextlib.suppress(OSError):
+                key.unlink()
+            os.close(descriptor)
         _remove(made)
+
+
+def saving(directory: Path) -> Callable[[], None]:
+    """Be the only process that saves checkpoints in a folder, until what this returns is called.
+
+    The process may hold it several times over.
+
+    Args:
+        directory: exists.
+
+    Raises:
+        BlockingIOError: if another process saves there.
+        OSError: if the folder cannot be opened.
+    """
+    key = directory.resolve()
+    descriptor, count = _held.get(key, (-1, 0))
+    if not count:
+        descriptor = os.open(key, os.O_RDONLY)
+        for tries_left in reversed(range(20)):
+            if files.hold(descriptor) is not False:
+                break
+            if not tries_left:
+                os.close(descriptor)
+                raise BlockingIOError(errno.EAGAIN, "another process saves there", str(directory))
+            time.sleep(0.02)  # it may be a reader, which asks whether a process saves
+    _held[key] = descriptor, count + 1
+
+    def end() -> None:
+        if _release(key):
+            os.close(descriptor)
+
+    return end
+
+
+def is_saved_to(directory: Path) -> bool | None:
+    """Tell whether a process saves checkpoints in a folder; None where that cannot be known."""
+    key = directory.resolve()
+    if key in _held:
+        return True
+    try:
+        descriptor = os.open(key, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        held = files.hold(descriptor)
+        return None if held is None else not held
+    finally:
+        os.close(descriptor)
+
+
+def _release(key: Path) -> bool:
+    """Count one holder less; tell whether it was the last. A fork never was one."""
+    if key not in _held:
+        return False
+    descriptor, count = _held.pop(key)
+    if count > 1:
+        _held[key] = descriptor, count - 1
+    return count == 1
 
 
 def _acquire(directory: Path) -> int:

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import itertools
 import math
 import sys
 import time
@@ -41,6 +42,16 @@ class Stopped(Exception):
 
     def __init__(self, step: int, signal_name: str) -> None:
         super().__init__(f"Stopped by {signal_name} after step {step}, which is saved.")
+
+
+class DataEnded(ValueError):
+    """The batches ended before the run did; what was trained is saved."""
+
+    def __init__(self, step: int, num_steps: int) -> None:
+        super().__init__(
+            f"`batches` must hold one for each of `num_steps` {num_steps}; they ended after step "
+            f"{step}, which is saved. Repeat the data, or ask for fewer steps."
+        )
 
 
 class NotFinite(ArithmeticError):
@@ -88,7 +99,7 @@ def feed(
     """Yield the batch of each call where it is wanted, its transfer begun `ahead` calls early.
 
     Args:
-        batches: one a step.
+        batches: one a step; where they end, what is left of a call of several is yielded singly.
         lengths: how many steps each call makes; those of several get batches (n, B, ...).
         place: (batch, scanned) -> the batch on its devices; it need not wait for the transfer.
         ahead: how many calls.
@@ -99,11 +110,15 @@ def feed(
 
     queue: collections.deque[tuple[int, Batch]] = collections.deque()
     for length in lengths:
-        taken = [next(batches) for _ in range(length)]
-        batch = taken[0] if length == 1 else jax.tree.map(stack, *taken)
-        queue.append((length, place(batch, length > 1)))
-        if len(queue) > ahead:
+        taken = list(itertools.islice(batches, length))
+        if len(taken) == length > 1:
+            queue.append((length, place(jax.tree.map(stack, *taken), True)))
+        else:
+            queue.extend((1, place(batch, False)) for batch in taken)
+        while len(queue) > ahead:
             yield queue.popleft()
+        if len(taken) < length:
+            break
     yield from queue
 
 
@@ -159,6 +174,7 @@ def fit(
 
     Raises:
         Stopped: on SIGINT or SIGTERM, after saving.
+        DataEnded: if the batches end before that, after saving.
         NotFinite: if a step has a loss or gradient that is not finite. Every step is looked at,
             but not before the next one that is logged or saved.
         CheckpointError: if a save fails.
@@ -215,7 +231,17 @@ def fit(
             if signal_name is not None:
                 checkpoints.wait()
                 raise Stopped(step, signal_name)
+        if step < num_steps and step > start:
+            values = unread.read()
+            for number in values:
+                if _is_finite(values[number]) and (number % log_every == 0 or number == step):
+                    log.write({"step": number, **values[number]})
+            since_save += values.values()
+            if step % checkpoint_every:
+                checkpoints.save(step, state, config, _means(since_save))
     checkpoints.wait()
+    if step < num_steps:
+        raise DataEnded(step, num_steps)
     return state
 
 
