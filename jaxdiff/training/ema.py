@@ -72,6 +72,14 @@ def check_decay(ema_decay: EmaDecay) -> Mapping[str, float | PowerDecay] | None:
     return named if isinstance(ema_decay, Mapping) else None
 
 
+def initial_share(decay: float | PowerDecay, num_steps: int) -> float:
+    """Return how much of an average is still the parameters before the first of `num_steps`.
+
+    It is decay^num_steps; a power-function average forgets them at once.
+    """
+    return 0.0 if isinstance(decay, PowerDecay) else float(decay) ** num_steps
+
+
 def exponent(std: float) -> float:
     """Return the g of a power-function average of width `std`.
 
