@@ -27,7 +27,8 @@ from experiments.ablations import (
     training,
 )
 from experiments.ablations.catalogue import MAKERS
-from experiments.ablations.definition import Ablation, cells, fit_type, groups, record
+from experiments.ablations.definition import Ablation, cells, groups, record
+from experiments.ablations.fields import fit_type
 from experiments.benches import seeds as seeds_bench
 from jaxdiff import data
 from jaxdiff import training as library
@@ -123,17 +124,49 @@ def test_neither_only_nor_shards_change_groups():
 
 def test_axes_of_sampling_and_of_numbers_share_a_group():
     ablation = tiny(
+        base=dataclasses.replace(TINY, process="vp"),
+        measures=("wasserstein",),
         axes={
             "loss": ("denoising", "sliced"),
             "ema_decay": (0.9, 0.5),
             "beta_max": (20.0, 10.0),
             "sampler": ("heun", "ddim"),
-        }
+        },
     )
     made = groups(ablation)
     assert [group.fixed for group in made] == [{"loss": "denoising"}, {"loss": "sliced"}]
     assert len(made[0].members) == 2 * 2 * 2
     assert len(made[0].samplings) == 2
+
+
+def test_what_a_config_does_not_read_makes_no_rows():
+    axes = {"process": ("vp", "cosine"), "beta_max": (20.0, 10.0, 5.0)}
+    ablation = tiny(base=dataclasses.replace(TINY, process="vp"), axes=axes)
+    assert cells(ablation) == [
+        *({"process": "vp", "beta_max": value} for value in (20.0, 10.0, 5.0)),
+        {"process": "cosine", "beta_max": 20.0},
+    ]
+    assert [len(list(group.rows())) for group in groups(ablation)] == [6, 2]
+    only = ablate.parse_only(ablation, ["process=cosine", "beta_max=10"])
+    assert store.chosen(ablation, only, (0, 1)) == []
+    values = {tuple(c.values()): [10.0 * i, 10.0 * i + 1.0] for i, c in enumerate(cells(ablation))}
+    table = made_table(values, base=ablation.base, **axes)
+    found = {each.name: each.mean for each in statistics.effects(table, "score_error")}
+    assert found == pytest.approx({"process=cosine": 30.0, "beta_max=10": 10.0, "beta_max=5": 20.0})
+
+
+def test_an_average_in_the_plane_forgets_its_start():
+    for num_steps in (10, 1000, 14_000):
+        config = plane.Config(num_steps=num_steps)
+        assert library.ema.initial_share(config.ema_decay, num_steps) < 1e-4
+    assert plane.Config(ema_decay=0.5).ema_decay == 0.5
+
+
+def test_averages_that_remember_their_start_are_said(capsys):
+    fitting.warn_of_start([(0.9997, 1000), (0.99, 1000), (0.9997, 1000)])
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "after 1000 steps 74% of the average of decay 0.9997 is still the initial" in told
+    assert "at most 0.99 " in told
 
 
 def test_an_axis_over_seeds_gives_them():
@@ -176,6 +209,16 @@ def test_a_diverged_run_is_empty_and_hurts_no_other(tmp_path):
     ("options", "error", "match"),
     [
         ({"axes": {"beta_mx": (1.0,)}}, ValueError, "beta_mx.*nearest: `beta_max`"),
+        ({"axes": {"network": ("mlp",)}}, ValueError, "`network` is no field.*vary `width` and"),
+        ({"axes": {"xyz": (1,)}}, ValueError, "`xyz` is no field.*There are: `.*`learning_rate`"),
+        ({"axes": {"width": 8}}, TypeError, "`width` must hold a tuple of values; got 8"),
+        ({"axes": {"beta_max": (8.0, 20.0)}}, ValueError, "`beta_max` changes nothing.*cosine has"),
+        ({"axes": {"log_every": (100, 9)}}, ValueError, "`log_every` changes nothing at 9"),
+        ({"axes": {"sampler": ("heun", "ddim")}}, ValueError, "no measure is of samples"),
+        ({"measures": "score_error"}, ValueError, "`measures` must be a tuple of names"),
+        ({"measures": ("bend", "bend")}, ValueError, "each once"),
+        ({"seeds": 2.0}, TypeError, "`seeds` must be a whole number; got 2.0"),
+        ({"axes": {"seed": (0, 2**32)}}, ValueError, "`seed` must lie in 0..4294967295"),
         ({"axes": {"learning_rte": (1.0,)}}, ValueError, "nearest: `learning_rate`"),
         ({"axes": {"beta_max": (20.0, "big")}}, TypeError, "`beta_max` takes float; got 'big'"),
         ({"axes": {"width": (8, 8.5)}}, TypeError, "`width` takes int; got 8.5"),
@@ -186,7 +229,7 @@ def test_a_diverged_run_is_empty_and_hurts_no_other(tmp_path):
         ({"axes": {"beta_max": (20.0, float("nan"))}}, ValueError, "finite"),
         ({"measures": ("score_eror",)}, ValueError, "nearest: `score_error`"),
         ({"base": toy2d.Config()}, TypeError, "must be a .*plane.Config"),
-        ({"seeds": 0}, ValueError, "needs a measure and a seed"),
+        ({"seeds": 0}, ValueError, "`seeds` must be at least 1"),
     ],
 )
 def test_an_axis_that_cannot_be_meant_fails_before_anything_trains(options, error, match):
@@ -195,9 +238,11 @@ def test_an_axis_that_cannot_be_meant_fails_before_anything_trains(options, erro
 
 
 def test_a_resolved_ablation_is_what_json_makes_of_it():
-    resolved = record("mine", "full", tiny(axes={"more_ema_decays": ((), (0.5,))}))
+    base = dataclasses.replace(TINY, more_ema_decays=(0.5, 0.7))
+    resolved = record("mine", "full", tiny(base=base, axes={"width": (8, 16)}))
     assert json.loads(json.dumps(resolved)) == resolved
-    assert resolved["axis.more_ema_decays"] == [[], [0.5]]
+    assert resolved["base.more_ema_decays"] == [0.5, 0.7]
+    assert resolved["axis.width"] == [8, 16]
 
 
 def test_values_become_what_their_field_is():
@@ -218,6 +263,7 @@ def test_an_ablation_of_ones_own_is_refused_or_run(tmp_path, monkeypatch, capsys
         "    return Ablation('Mine?', plane.WORLD, base, axes, ('score_error',), seeds=1)\n"
         "MINE = make(clip_norm=(1.0, 2.0))\n"
         "BAD = make(batch_size=(16, -1))\n"
+        "BOTH = {'full': MINE, 'smoke': make(clip_norm=(1.0,))}\n"
         "def __getattr__(name):\n"
         "    return make(clip_nrm=(1.0,))\n"
     )
@@ -231,14 +277,19 @@ def test_an_ablation_of_ones_own_is_refused_or_run(tmp_path, monkeypatch, capsys
         assert not out.exists()
     assert ablate.main(["my_ablation:MINE", "--run-dir", str(out)]) == 0
     assert [row["clip_norm"] for row in rows_of(out)] == ["1", "2"]
-    assert ablate.main(["verify", str(out)]) == 0
+    assert ablate.main(["verify", str(out), "--definition", "my_ablation:MINE"]) == 0
+    smoke = ["--preset", "smoke", "--run-dir", str(tmp_path / "smoke")]
+    assert ablate.main(["my_ablation:MINE", *smoke]) == 1
+    assert "has no preset smoke" in capsys.readouterr().err
+    assert ablate.main(["my_ablation:BOTH", *smoke]) == 0
+    assert len(rows_of(tmp_path / "smoke")) == 1
 
 
 # --- Statistics ----------------------------------------------------------------------------
 
 
-def made_table(values, **axes):
-    ablation = tiny(axes=axes, seeds=len(next(iter(values.values()))))
+def made_table(values, base=TINY, **axes):
+    ablation = tiny(base=base, axes=axes, seeds=len(next(iter(values.values()))))
     rows = [
         {**dict(zip(axes, cell, strict=True)), "seed": i, "score_error": value}
         | {"nfe": None, "train_flops": 1.0, "sample_flops": None}
@@ -326,11 +377,13 @@ def check_kills(tmp_path, times):
 
 
 def test_a_signal_stops_between_two_steps_and_stores_no_half(tmp_path, monkeypatch, capsys):
+    real = judging.run_group
+
     def run_group(ablation, group, tick):
         if group.index == 1:
             signal.raise_signal(signal.SIGTERM)
         tick(1)
-        return {"group": group.index, "rows": [], "seconds": {"train": 0.0}}
+        return real(ablation, group, tick)
 
     monkeypatch.setattr(judging, "run_group", run_group)
     command = ["losses", "--preset", "smoke", "--quiet", "--run-dir", str(tmp_path)]

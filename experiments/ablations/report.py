@@ -154,12 +154,12 @@ def _cases(table: Table) -> str:
     ablation, said = table.ablation, ""
     if any(not np.isfinite(v).all() for values in table.values.values() for v in values.values()):
         said += " *Diverged*: a run did, or its measure is not finite."
-    for name in ablation.measures:
-        if len(table.cells_of(name)) < len(table.values[name]):
-            fields = [f"`{f}`" for f in ablation.varied if f in table.repeats(name)]
-            label = ablation.world.measures[name].label
-            said += f" In brackets: {label} is of the model, not of how it is sampled "
-            said += f"({', '.join(fields)}), and so stands in a line above."
+    repeated = [n for n in ablation.measures if len(table.cells_of(n)) < len(table.values[n])]
+    if repeated:
+        labels = "; ".join(ablation.world.measures[name].label for name in repeated)
+        fields = [f"`{f}`" for f in ablation.varied if f in table.repeats(repeated[0])]
+        said += f" In brackets: as in a line above, since it is of the model ({labels}) and not of "
+        said += f"how the model is sampled ({', '.join(fields)})."
     return said
 
 
