@@ -214,7 +214,7 @@ def test_reading_a_folder_runs_nothing_that_it_names(tmp_path, smoke, capsys, mo
     copy = tmp_path / "copy"
     shutil.copytree(smoke("coupling"), copy)
     (tmp_path / "planted.py").write_text(
-        f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+        f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
         "from experiments.ablations.catalogue import MAKERS\n"
         "COUPLING = MAKERS['coupling']()\n"
         "LOSSES = MAKERS['losses']()\n"
