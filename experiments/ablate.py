@@ -52,7 +52,7 @@ def command_of(name: str) -> Callable[..., None]:
             run_dir: Folder of the results; the same command on it goes on.
             seeds: How many seeds; as many as the preset has unless given.
             seed: The first of them.
-            preset: How much; an ablation of your own has smoke where it is a mapping of both.
+            preset: smoke runs every part in seconds; your own has it if it is a mapping of both.
             only: Run the groups that hold AXIS=VALUE; several of one axis are alternatives.
             shard: i/n: every n-th group, from the i-th on; i counts from 0, or from 1.
             quiet: Show no progress bar.

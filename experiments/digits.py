@@ -61,7 +61,7 @@ def train(
         run_dir: Folder of the run; the same command on it resumes.
         config: What the run is.
         running: How it is carried out.
-        preset: What options not given are.
+        preset: What options that are not given are set to; smoke runs all in a minute.
         quiet: Show no progress bar.
     """
     directory = Path(run_dir)
