@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from experiments.command import Refusal, refusing
 from experiments.fitting import MAIN, TrainingConfig, ema_decays, main_average
 from jaxdiff.training import ema
-from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.checkpoint import CheckpointError, Checkpoints
 from jaxdiff.typing import PyTree
 
 
@@ -37,7 +37,12 @@ class Average:
         assert self.ema_std is not None
         found, trees = [], []
         for step in checkpoints.sound_steps():
-            restored = checkpoints.restore(step=step)
+            try:
+                restored = checkpoints.restore(step=step)
+            except CheckpointError:
+                if step in checkpoints.steps():
+                    raise
+                continue  # a run at work has saved newer ones and deleted it
             assert restored is not None
             for name, tree in restored.state["ema"].items():
                 if name.startswith("std_"):

@@ -1,9 +1,9 @@
 """What every experiment's command line shares: subcommands, presets, refusals."""
 
+import atexit
 import contextlib
 import math
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from jaxdiff.data import NotPreparedError
-from jaxdiff.training import distributed
+from jaxdiff.training import distributed, folders, lock, signals
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import CheckpointError
 from jaxdiff.training.loop import STOPPED_EXIT_CODE, NotFinite, Stopped
@@ -28,21 +28,46 @@ class Refusal(Exception):
 
 
 @contextlib.contextmanager
-def refusing(*errors: type[Exception], say: str = "") -> Iterator[None]:
+def refusing(*errors: type[Exception], say: str = "", then: str = "") -> Iterator[None]:
     """Turn errors of what the user asked for into refusals; others keep their traceback."""
     try:
         yield
     except errors as error:
-        raise Refusal(f"{say}{error}") from error
+        raise Refusal(f"{say}{error}{then}") from error
+
+
+_claims = contextlib.ExitStack()
+"""The run directories that this program writes, until its command ends."""
+atexit.register(lambda: _claims.close())
+
+
+def claim(run_dir: str) -> Path:
+    """Return the folder of a run that a command is to write, as the only process until it ends.
+
+    To be called before anything costly, but after `Devices.start`.
+    """
+    return _claims.enter_context(lock.writing(run_dir))
+
+
+def existing(run_dir: str | Path, option: str = "--run-dir", remedy: str = "") -> Path:
+    """Return the folder of a run that a command is to read, or refuse where there is none."""
+    with refusing(RunError, then=remedy):
+        return folders.existing_run(run_dir, option)
+
+
+def check_seed(seed: int, option: str = "--seed") -> None:
+    """Refuse a seed that keys cannot tell from another: they hold 32 bits of it."""
+    if not 0 <= seed < 2**32:
+        raise Refusal(f"{option} must lie in 0..{2**32 - 1}; got {seed}.")
 
 
 def open_run(run_dir: str, config: Mapping[str, Any]) -> Path | None:
     """Claim a folder for what a config says; return it, or None where that is done already.
 
     The report is what a command writes last, so a folder that holds it is finished. A folder of
-    another config is refused.
+    another config is refused, and one that another process writes.
     """
-    directory = Path(run_dir)
+    directory = claim(run_dir)
     runs.reconcile(directory, config)
     runs.write_record(directory, config)
     if (directory / REPORT).exists():
@@ -95,51 +120,56 @@ def run(
     A refusal prints a few lines and gives 1, a stop by a signal gives `STOPPED_EXIT_CODE`;
     an internal error keeps its traceback.
     """
+    global _claims
+    outer, _claims = _claims, contextlib.ExitStack()
+    with signals.interrupting():
+        try:
+            code, together = _run(name, commands, argv)
+        except Exception:
+            if not distributed.is_started():
+                raise
+            traceback.print_exc()
+            code, together = 1, False
+        finally:
+            _claims.close()
+            _claims = outer
+        if together:
+            distributed.wait_for_all()
+        elif distributed.is_started():
+            # The others would wait for it at JAX's own end, where it would say that all is well.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        return code
+
+
+def _run(
+    name: str,
+    commands: Callable[..., None] | Mapping[str, Callable[..., None]],
+    argv: Sequence[str],
+) -> tuple[int, bool]:
+    """Return the exit code, and whether all processes have come to the same end."""
     import tyro
 
     warnings.filterwarnings("ignore", module="tyro")
-    before = signal.getsignal(signal.SIGTERM)
+    prog = f"python -m experiments.{name}"
     try:
-        with contextlib.suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C does; the loop saves instead
-        prog = f"python -m experiments.{name}"
         if callable(commands):
             tyro.cli(commands, prog=prog, args=list(argv))
         else:
             tyro.extras.subcommand_cli_from_dict(dict(commands), prog=prog, args=list(argv))
+        return 0, True
     except Stopped as stopped:
         print(f"{stopped} Run the same command to go on.", file=sys.stderr)
-        distributed.wait_for_all()
-        return STOPPED_EXIT_CODE
+        return STOPPED_EXIT_CODE, True
     except KeyboardInterrupt:
         print("Interrupted. Run the same command to go on.", file=sys.stderr)
-        return _alone(STOPPED_EXIT_CODE)
+        return STOPPED_EXIT_CODE, False
     except (Refusal, RunError, CheckpointError, NotPreparedError, NotFinite) as refusal:
         print(f"error: {refusal}", file=sys.stderr)
-        return _alone(1)
-    except Exception:
-        if not distributed.is_started():
+    except OSError as error:  # of a disk, a path, a right; without a number it is of our making
+        if error.errno is None:
             raise
-        traceback.print_exc()
-        return _alone(1)
-    finally:
-        with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGTERM, before)
-    distributed.wait_for_all()
-    return 0
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _alone(code: int) -> int:
-    """Return the exit code; of several processes, end here and now.
-
-    The others would wait for this one at JAX's own end, where it would say that all is well.
-    """
-    if distributed.is_started():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {where}{error.strerror or error}.", file=sys.stderr)
+    return 1, False

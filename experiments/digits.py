@@ -64,16 +64,16 @@ def train(
         preset: What options that are not given are set to; smoke runs all in a minute.
         quiet: Show no progress bar.
     """
-    directory = Path(run_dir)
     check(config)
     running.start()
+    directory = command.claim(run_dir)
     config = from_record(
         runs.reconcile(directory, to_record(config), free=fitting.FREE, grows="num_steps")
     )
     images = open_images(config, "train")
     with command.compiling_for(preset):
         params = fit(config, images, directory, running, progress=not quiet)
-        if distributed.any_of(not (directory / command.REPORT).exists()):
+        if distributed.any_of(not fitting.is_judged(directory, config.num_steps)):
             with refusing(OSError, say=f"--run-dir {directory} cannot be written: "):
                 digits_report.write(config, params, directory, devices=running.local())
     if distributed.is_main():
@@ -227,14 +227,12 @@ def restore(
     directory: Path, average: Average = NO_CHOICE, option: str = "--run-dir"
 ) -> tuple[Config, Restored, PyTree]:
     """Return the config, the newest sound checkpoint and an average of a run, or refuse."""
-    record = runs.read_record(directory)
+    remedy = f" Train one first:\n  python -m experiments.digits train --run-dir {directory}"
+    record = runs.read_record(command.existing(directory, option, remedy))
     with contextlib.closing(fitting.open_checkpoints(directory)) as checkpoints:
         restored = None if record is None else checkpoints.restore()
         if record is None or restored is None:
-            raise Refusal(
-                f"{option} {directory} holds no checkpoint yet. Train one first:\n"
-                f"  python -m experiments.digits train --run-dir {directory}"
-            )
+            raise Refusal(f"{option} {directory} holds no checkpoint yet.{remedy}")
         config = from_record(record["config"])
         return config, restored, average.of(config, restored.state["ema"], checkpoints)
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.command import refusing
+from experiments.command import REPORT, refusing
 from experiments.running import Running
-from jaxdiff import training
-from jaxdiff.training import distributed, ema, loop, parallel, throughput
+from jaxdiff import files, training
+from jaxdiff.training import distributed, ema, lock, loop, parallel, throughput
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.typing import Batch, LossFn, PyTree
@@ -57,6 +57,8 @@ INITIAL_SHARE = 0.05
 MAIN = "main"
 """The name of the average of `ema_decay` where others are kept beside it."""
 NONFINITE = "nonfinite.json"
+EVALUATION = "evaluation.json"
+"""What was measured of a run, of the `step` and the `average` that it names; written last."""
 
 
 def build_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
@@ -114,14 +116,41 @@ def main_average(config: TrainingConfig, averages: PyTree) -> PyTree:
     return averages[MAIN] if isinstance(ema_decays(config), Mapping) else averages
 
 
-def open_checkpoints(directory: Path, running: Running | None = None) -> Checkpoints:
-    """Name the run's checkpoints; touches nothing."""
+def is_judged(directory: Path, step: int, report: str = REPORT) -> bool:
+    """Tell whether the report of a run is that of a step and of its main average.
+
+    A report is written before the evaluation that names its step and average, so that a crash
+    between the two shows. One of earlier versions names none, and is believed.
+    """
+    if not (directory / report).exists():
+        return False
+    try:
+        found = json.loads((directory / EVALUATION).read_bytes())
+        return (found.get("step", step), found.get("average", MAIN)) == (step, MAIN)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def open_checkpoints(
+    directory: Path, running: Running | None = None, config: Mapping[str, Any] | None = None
+) -> Checkpoints:
+    """Name the run's checkpoints; touches nothing.
+
+    Args:
+        directory: of the run.
+        running: says which are kept.
+        config: the run's, where its folder does not say it yet.
+    """
     running = Running() if running is None else running
+    if config is None:
+        config = (runs.read_record(directory) or {}).get("config")
     return Checkpoints(
         directory / runs.CHECKPOINTS,
         keep_last=running.keep_last,
         keep_every=running.keep_every,
         keep_best="loss" if running.keep_best else None,
+        config=config,
+        free=FREE,
     )
 
 
@@ -167,7 +196,11 @@ def fit(
         )
     shapes = jax.eval_shape(make)
     places = mode.shardings(shapes)
-    with contextlib.closing(open_checkpoints(directory, running)) as checkpoints:
+    with (
+        lock.writing(directory),
+        contextlib.closing(open_checkpoints(directory, running, record)) as checkpoints,
+    ):
+        runs.check_random(directory)
         restored = checkpoints.restore(
             target=jax.tree.map(
                 lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -204,10 +237,11 @@ def fit(
         scanned = mode.compile(update, donate=True, scanned=True)
         log: runs.MetricsLog | runs.NoLog = runs.NoLog()
         if distributed.is_main():
-            runs.write_record(directory, record, free=FREE, also={"running": running.record()})
-            (directory / report).unlink(missing_ok=True)  # that of fewer steps
+            # First what may be found wrong: until then the record says what it said.
             board = directory / "tensorboard" if running.tensorboard else None
             log = runs.MetricsLog(directory / runs.METRICS, after=start, tensorboard=board)
+            runs.write_record(directory, record, free=FREE, also={"running": running.record()})
+            (directory / report).unlink(missing_ok=True)  # that of fewer steps
 
         def repeat(step: int) -> dict[str, Any]:
             drawn = jax.random.key_data(jax.random.fold_in(key, step - 1)).tolist()
@@ -242,7 +276,7 @@ def fit(
                 )
             except loop.NotFinite as error:
                 if distributed.is_main():
-                    runs.replace_text(
+                    files.write_text(
                         directory / NONFINITE, json.dumps(error.details, indent=2) + "\n"
                     )
                 raise

@@ -1,7 +1,6 @@
 """Images by the thousand, written file by file, so that a crash costs one file at most."""
 
 import json
-import os
 import sys
 import zipfile
 import zlib
@@ -13,11 +12,14 @@ import jax
 import numpy as np
 
 from experiments.command import Refusal
-from jaxdiff.training import checksums, distributed
+from jaxdiff import files
+from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 
 PER_FILE = 1024
+IMAGES = "arr_0"
 RECORD = "samples.json"
+RANDOM = "random_numbers"
 
 
 def write(
@@ -28,10 +30,11 @@ def write(
     *,
     progress: bool,
 ) -> None:
-    """Fill a folder with `images` (N, H, W, C), uint8, and `labels` (N,), `PER_FILE` a file.
+    """Fill a folder with images (N, H, W, C), uint8, and `labels` (N,), `PER_FILE` a file.
 
-    Files that are there are left; of several processes each writes its share. The names are the
-    numbers of the first image and of the one after the last.
+    The images are `arr_0` of each file, where other tools look for them. Files that are there are
+    left; of several processes each writes its share. The names are the numbers of the first image
+    and of the one after the last.
 
     Args:
         directory: made if missing; one with images of another record is refused.
@@ -45,13 +48,16 @@ def write(
     _claim(directory, record)
     ranges = _ranges(len(labels))
     mine = ranges[jax.process_index() :: jax.process_count()]
-    missing = [each for each in mine if not _is_whole(directory / _name(*each))]
+    missing = [
+        (first, last)
+        for first, last in mine
+        if not _is_whole(directory / _name(first, last), labels[first:last])
+    ]
     show = progress and distributed.is_main() and sys.stderr.isatty()
     for first, last in tqdm(missing, unit="file", disable=not show):
-        staged = directory / f".{_name(first, last)}"
-        np.savez(staged, images=draw(first, last), labels=labels[first:last])
-        checksums.flush(staged)
-        os.replace(staged, directory / _name(first, last))
+        arrays = {IMAGES: draw(first, last), "labels": labels[first:last]}
+        files.write_arrays(directory / _name(first, last), arrays)
+    for first, last in mine:
         for path in directory.glob(f"{first:08d}-*.npz"):  # of a smaller number
             if path.name != _name(first, last):
                 path.unlink()
@@ -68,9 +74,15 @@ def read(directory: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return all images and labels that a folder's record names, in their order."""
     num, images, labels = _read_record(directory / RECORD)["num"], [], []
     for each in _ranges(num):
-        with np.load(directory / _name(*each)) as part:
-            images.append(part["images"])
-            labels.append(part["labels"])
+        path = directory / _name(*each)
+        try:
+            found, of_class = _arrays(path)
+        except _DAMAGE as error:
+            raise Refusal(
+                f"{path} cannot be read ({error}). Run the command again that made it."
+            ) from error
+        images.append(found)
+        labels.append(of_class)
     return np.concatenate(images), np.concatenate(labels)
 
 
@@ -78,19 +90,37 @@ def _ranges(num: int) -> list[tuple[int, int]]:
     return [(first, min(first + PER_FILE, num)) for first in range(0, num, PER_FILE)]
 
 
-def _is_whole(path: Path) -> bool:
+_DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    RuntimeError,  # NotImplementedError is one
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy and zipfile raise where a file is damaged, or is of another kind."""
+
+
+def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(path, allow_pickle=False) as part:
+        # `images` in files of earlier versions
+        return part[IMAGES if IMAGES in part.files else "images"], part["labels"]
+
+
+def _is_whole(path: Path, labels: np.ndarray) -> bool:
     try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError, zlib.error):
+        images, found = _arrays(path)
+    except _DAMAGE:
         return False
+    return len(images) == len(labels) and np.array_equal(found, labels)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         return {**record, "num": int(record["num"])}
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise Refusal(f"{path} cannot be read ({error}). Take another folder.") from error
 
 
@@ -100,24 +130,29 @@ def _name(first: int, last: int) -> str:
 
 def _claim(directory: Path, record: Mapping[str, Any]) -> None:
     """Say in the folder what it is of, or refuse; all processes ask together."""
+    record = {**record, RANDOM: runs.random_numbers()}
     problem = _problem(directory, record) if distributed.is_main() else None
     if distributed.any_of(problem is not None):
         raise Refusal(problem or "Process 0 refuses.")
     directory.mkdir(parents=True, exist_ok=True)
     if distributed.is_main():
-        runs.replace_text(directory / RECORD, json.dumps(dict(record), indent=2) + "\n")
+        files.write_text(directory / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def _problem(directory: Path, record: Mapping[str, Any]) -> str | None:
     path = directory / RECORD
     if not path.exists():
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if directory.exists() and (
+            not directory.is_dir()
+            or any(not each.name.startswith(".") for each in directory.iterdir())
+        ):
             return f"--out {directory} holds other files; take another folder."
         return None
     try:
         old = _read_record(path)
     except Refusal as refusal:
         return str(refusal)
+    old.setdefault(RANDOM, record[RANDOM])  # earlier versions did not say
     differing = [name for name in record if name != "num" and record[name] != old.get(name)]
     if record["num"] < old["num"]:
         differing.append("num")

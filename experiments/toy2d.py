@@ -12,7 +12,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -231,7 +230,7 @@ def main_command(
         quiet: Show no progress bar.
     """
     check(config)
-    directory = Path(run_dir)
+    directory = command.claim(run_dir)
     asked = dataclasses.asdict(config)
     record = runs.reconcile(directory, asked, free=fitting.FREE, grows="num_steps")
     config = dataclasses.replace(
@@ -249,7 +248,7 @@ def main_command(
             report=command.REPORT,
             progress=not quiet,
         )
-        if not (directory / command.REPORT).exists():
+        if not fitting.is_judged(directory, config.num_steps):
             toy2d_report.write(config, model, params, directory)
     print(f"Report: {directory / command.REPORT}")
 

@@ -477,7 +477,7 @@ def test_an_unwritable_directory_is_a_clear_error(tmp_path, monkeypatch):
         (lambda d: Checkpoints(d, keep_last=0), ValueError, "`keep_last` must be at least 1"),
         (lambda d: Checkpoints(d, keep_every=0), ValueError, "`keep_every` must be at least 1"),
         (lambda d: Checkpoints("gs://bucket/run"), ValueError, "atomic rename"),
-        (lambda d: Checkpoints(d).save(-1, {}), ValueError, "`step` must not be negative; got -1"),
+        (lambda d: Checkpoints(d).save(-1, {}), ValueError, "`step` must be at least 0; got -1"),
         (lambda d: Checkpoints(d).save(1.5, {}), TypeError, "float"),
         (lambda d: Checkpoints(d).save(1, {}, {"a": object()}), TypeError, "object"),
         (

@@ -23,7 +23,7 @@ from experiments.image_model import PRESETS, open_images
 from experiments.running import Running
 from jaxdiff import training
 from jaxdiff.data import batch_indices
-from jaxdiff.training import loop
+from jaxdiff.training import loop, signals
 from jaxdiff.training.export import import_params
 from jaxdiff.training.run import read_metrics
 
@@ -335,16 +335,23 @@ def test_a_resumed_run_holds_its_state_once(tmp_path, monkeypatch):
     assert caught.value.args[0] < 1.2
 
 
-def test_sigterm_outside_training_exits_as_ctrl_c_does(capsys):
-    before = signal.getsignal(signal.SIGTERM)
+def test_sigterm_outside_training_exits_as_ctrl_c_does(capsys, monkeypatch):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
 
     def wait():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # another at once says nothing new
 
     assert command.run("digits", wait, []) == loop.STOPPED_EXIT_CODE
     assert "Interrupted" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.setattr(signals, "SUCCESSION", 0.0)
+    signal.raise_signal(signal.SIGTERM)
+    assert heard == [True]
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_a_step_that_is_not_finite_leaves_what_repeats_it(tmp_path, capsys):

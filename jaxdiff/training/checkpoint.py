@@ -5,54 +5,51 @@ A run keeps its checkpoints side by side, one folder a step::
     checkpoints/500/state/       the state tree, an ordinary orbax checkpoint
     checkpoints/500/config.json  the resolved config of the run
     checkpoints/500/metrics.json what was measured of it, by name
+    checkpoints/500/checkpoint.json  which step it is, its files, which leaves are random keys
     checkpoints/500/SHA256SUMS   one line a file (`sha256sum -c SHA256SUMS` reads it too)
 
-Orbax alone would read a flipped bit as data, so nothing is read back whose checksums do not hold.
+Orbax alone would read a flipped bit as data, so nothing is read back whose checksums do not hold,
+or that was sealed as another step or, where the run's config is given, by another run.
 How a folder stays whole whenever the process dies: `step_folders`. The directory must be on a file
-system with an atomic rename, which object stores lack.
+system with an atomic rename, which object stores lack. One process at a time saves there; others
+may read meanwhile.
 
 Leaves go to disk as plain arrays without their sharding (but for those spread over several
 processes), so that any number of devices can read them back.
 """
 
-import concurrent.futures
-import contextlib
+import concurrent.futures.thread
 import json
-import logging
-import operator
+import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+import threading
+import weakref
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxdiff.training import step_folders
-from jaxdiff.training.checksums import find_damage
-from jaxdiff.training.stored_tree import CheckpointError, named_leaves, read, snapshot
+from jaxdiff import checks
+from jaxdiff.training import folders, lock, step_folders
+from jaxdiff.training.sound_steps import (
+    METRICS,
+    NOTHING,
+    NOTHING_SOUND,
+    STATE,
+    Restored,
+    SoundSteps,
+    UnusableError,
+)
+from jaxdiff.training.step_folders import CONFIG
+from jaxdiff.training.stored_tree import CheckpointError, key_kinds, snapshot
+from jaxdiff.training.tree_writer import TreeWriter
 
-STATE = "state"
-CONFIG = "config.json"
-METRICS = "metrics.json"
-_NOTHING, _NOTHING_SOUND = -1, -2  # in place of a step, when processes agree on one
-
-
-class Restored(NamedTuple):
-    """What a checkpoint held.
-
-    Attributes:
-        step: the number of updates done.
-        state: the tree that was saved.
-        config: the resolved config that was saved with it.
-    """
-
-    step: int
-    state: Any
-    config: dict[str, Any]
+_FULL = "No space left on device"
 
 
 def to_stderr(message: str) -> None:
@@ -74,6 +71,8 @@ class Checkpoints:
         keep_last: int = 3,
         keep_every: int | None = None,
         keep_best: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        free: Collection[str] = (),
         report: Callable[[str], None] = to_stderr,
     ):
         """Name a directory; nothing is touched before the first save.
@@ -82,32 +81,36 @@ class Checkpoints:
             directory: holds one folder a step; made by the first save.
             keep_last: how many of the newest checkpoints stay.
             keep_every: multiples of this step stay for good.
-            keep_best: the metric whose smallest value marks the one that stays too.
+            keep_best: the metric whose smallest value marks the one that stays too; NaN and
+                infinite values never do.
+            config: the run's; a checkpoint that was saved with another one is not of this run, and
+                counts as corrupt. None takes any.
+            free: fields of `config` that may differ.
             report: called with one line for each damaged or unfinished checkpoint met.
 
         Raises:
-            ValueError: if `keep_last` or `keep_every` is below 1, or `directory` is a URL.
+            TypeError: if `keep_last` or `keep_every` is no whole number.
+            ValueError: if one is below 1, or `directory` is a URL or has a name that orbax could
+                not read back.
             CheckpointError: if `directory` is a file.
         """
-        if keep_last < 1:
-            raise ValueError(f"`keep_last` must be at least 1; got {keep_last}.")
-        if keep_every is not None and keep_every < 1:
-            raise ValueError(f"`keep_every` must be at least 1 or None; got {keep_every}.")
-        if "://" in os.fspath(directory):
-            raise ValueError(
-                f"`directory` must be on a file system with an atomic rename; got {directory}. "
-                "Mount it, or copy checkpoints there afterwards."
-            )
+        checks.count("keep_last", keep_last)
+        if keep_every is not None:
+            checks.count("keep_every", keep_every)
+        problem = folders.problem_of(directory)
+        if problem is not None:
+            raise ValueError(f"`directory` {problem}")
         self.directory = Path(directory).absolute()
         if self.directory.exists() and not self.directory.is_dir():
             raise CheckpointError(f"`directory` must be a folder; {self.directory} is a file.")
         self._keep_last = keep_last
         self._keep_every = keep_every
         self._keep_best = keep_best
-        self._report = report
-        self._reported: set[str] = set()
-        self._damaged: set[int] = set()
-        self._writer: Any = None
+        self._config, self._free, self._report = config, free, report
+        self._stored = SoundSteps(self.directory, config, free, report)
+        self._writer = TreeWriter()
+        self._end_saving: Callable[[], object] = lambda: None
+        self._saving = False
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
 
@@ -118,19 +121,16 @@ class Checkpoints:
         self.close()
 
     def steps(self) -> list[int]:
-        """List the committed steps, oldest first, without verifying them."""
-        return step_folders.steps(self.directory)
+        """List the committed steps, oldest first, without verifying them.
+
+        Raises:
+            CheckpointError: if the directory cannot be read.
+        """
+        return self._stored.steps()
 
     def best(self, metric: str) -> int | None:
-        """Return the committed step whose `metric` is smallest, None where none has it."""
-        found = []
-        for step in self.steps():
-            try:
-                value = json.loads((self.directory / str(step) / METRICS).read_text())[metric]
-            except (OSError, ValueError, KeyError):  # saved without it, or damaged
-                continue
-            found.append((float(value), step))
-        return min(found)[1] if found else None
+        """Return the committed step whose `metric` is smallest, None where none has it finite."""
+        return self._stored.best(metric)
 
     def save(
         self,
@@ -149,25 +149,25 @@ class Checkpoints:
             step: the number of updates done.
             state: any pytree of arrays whose dictionaries have string keys.
             config: the resolved config; anything JSON can hold.
-            metrics: what was measured of this state, by name.
+            metrics: what was measured of this state, by name: numbers.
 
         Raises:
             ValueError: if `step` is negative or a key of `state` is not a string.
             TypeError: if `step` is no integer or JSON cannot hold `config`.
-            CheckpointError: if this save cannot begin or the save before failed.
+            CheckpointError: if this save cannot begin, another process saves in this directory, or
+                the save before failed.
         """
-        step = operator.index(step)
-        if step < 0:
-            raise ValueError(f"`step` must not be negative; got {step}.")
+        step = checks.count("step", step, 0)
         texts = {
             name: json.dumps(dict(values or {}), indent=2) + "\n"
-            for name, values in ((CONFIG, config), (METRICS, metrics))
+            for name, values in ((CONFIG, config), (METRICS, _numbers(metrics)))
         }
-        named_leaves(state)
+        keys = key_kinds(state)
         self.wait()
         staged = step_folders.staged(self.directory, step)
         try:
             if jax.process_index() == 0:
+                self._claim()
                 shutil.rmtree(staged, ignore_errors=True)
                 staged.mkdir(parents=True)
                 for name, text in texts.items():
@@ -177,8 +177,9 @@ class Checkpoints:
                 self._write(step, held)
                 held = None
         except Exception as error:
-            raise self._failure(step, error) from error
-        self._pending = self._background.submit(self._commit, step, held)
+            raise self._failure(step, error) from _cause(error)
+        _unfinished.add(self)
+        self._pending = self._background.submit(self._commit, step, held, keys)
 
     def wait(self) -> None:
         """Wait for the save under way.
@@ -187,6 +188,7 @@ class Checkpoints:
             CheckpointError: if it failed; earlier checkpoints are as they were.
         """
         pending, self._pending = self._pending, None
+        _unfinished.discard(self)
         if pending is not None:
             pending.result()
 
@@ -200,14 +202,13 @@ class Checkpoints:
             self.wait()
         finally:
             self._background.shutdown()
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+            self._writer.close()
+            self._end_saving()
 
     def sound_steps(self) -> list[int]:
         """List the steps whose checksums hold, oldest first, reporting those that do not."""
         self.wait()
-        return [step for step in self.steps() if self._is_sound(step)]
+        return [step for step in self.steps() if self._stored.is_sound(step)]
 
     def latest_sound(self) -> int | None:
         """Find the newest checkpoint whose checksums hold, reporting those that do not.
@@ -219,15 +220,15 @@ class Checkpoints:
             CheckpointError: if there are checkpoints and every one is damaged.
         """
         self.wait()
-        found = self._newest_sound(self.steps()) if jax.process_index() == 0 else _NOTHING
+        found = self._stored.newest() if jax.process_index() == 0 else NOTHING
         if jax.process_count() > 1:
             found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-        if found == _NOTHING_SOUND:
+        if found == NOTHING_SOUND:
             raise CheckpointError(
                 f"Every checkpoint in {self.directory} is corrupt or incomplete. Nothing there was "
                 "changed; bring back a sound one, or start anew with another directory."
             )
-        return None if found == _NOTHING else found
+        return None if found == NOTHING else found
 
     def restore(self, target: Any = None, step: int | None = None) -> Restored | None:
         """Read a checkpoint back, bit for bit.
@@ -245,42 +246,39 @@ class Checkpoints:
             CheckpointError: if no checkpoint is sound, or that of `step` is missing or damaged, or
                 it does not fit `target`.
         """
-        if step is None:
-            step = self.latest_sound()
-            if step is None:
-                return None
-        else:
-            self._require_sound(step)
-        folder = self.directory / str(step)
-        state = read(folder / STATE, target)
-        return Restored(step, state, json.loads((folder / CONFIG).read_text()))
+        if step is not None:
+            self.wait()
+            self._stored.require_sound(step)
+            return self._stored.read(step, target)
+        while (step := self.latest_sound()) is not None:
+            try:
+                return self._stored.read(step, target)
+            except UnusableError:  # there are others
+                continue
+        return None
+
+    def _claim(self) -> None:
+        """Be the process that saves here, until `close` or the end."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if not self._saving:
+            self._end_saving = weakref.finalize(self, lock.saving(self.directory))
+            self._saving = True
 
     def _write(self, step: int, state: Any) -> None:
-        import orbax.checkpoint as ocp  # here, because it costs 0.6 s
+        self._writer.write(step_folders.staged(self.directory, step) / STATE, state)
 
-        # What orbax logs of a failure, tracebacks of its threads, is in the error that we raise.
-        logging.getLogger("absl").addFilter(_not_from_orbax)
-        if self._writer is None:
-            # Folders made on the spot: what the disk refuses is then raised, not waited for.
-            options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-            # Floats hardly shrink, and compressing them takes the time of some updates.
-            handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-            self._writer = ocp.AsyncCheckpointer(handler, async_options=options)
-        folder = step_folders.staged(self.directory, step) / STATE
-        self._writer.save(folder, args=ocp.args.PyTreeSave(state))
-
-    def _commit(self, step: int, state: Any) -> None:
+    def _commit(self, step: int, state: Any, keys: Mapping[str, str]) -> None:
         """Write, seal, rename and prune; runs in the background thread."""
         try:
             if state is not None:
                 self._write(step, state)
-            self._writer.wait_until_finished()
+            self._writer.wait()
             if jax.process_index() != 0:
                 return
-            message = step_folders.commit(self.directory, step)
+            message = step_folders.commit(self.directory, step, self._config, self._free, keys)
             if message is not None:
                 self._report(message)
-            self._damaged.discard(step)
+            self._stored.damaged.discard(step)
             best = None if self._keep_best is None else self.best(self._keep_best)
             step_folders.prune(
                 self.directory,
@@ -288,59 +286,55 @@ class Checkpoints:
                 keep_last=self._keep_last,
                 keep_every=self._keep_every,
                 keep=() if best is None else (best,),
-                spare=self._damaged,
+                spare=self._stored.damaged,
             )
         except Exception as error:
-            raise self._failure(step, error) from error
-        finally:
-            logging.getLogger("absl").removeFilter(_not_from_orbax)
+            raise self._failure(step, error) from _cause(error)
 
     def _failure(self, step: int, error: Exception) -> CheckpointError:
         """Make room again and say what was lost and what is left."""
-        if self._writer is not None:  # its threads may still write where we are to tidy up
-            with contextlib.suppress(Exception):
-                self._writer.close()
-            self._writer = None
-        if jax.process_index() == 0:
+        self._writer.close()  # its threads may still write where we are to tidy up
+        if jax.process_index() == 0 and not isinstance(error, BlockingIOError):
             shutil.rmtree(step_folders.staged(self.directory, step), ignore_errors=True)
-        earlier = self.steps()
+        earlier = step_folders.steps(self.directory)
         left = f"the last one there is step {earlier[-1]}" if earlier else "there is none yet"
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        if "No space left on device" in str(error):
-            reason = "No space left on device"
+        if _cause(error) is None:
+            reason = _FULL
+        if isinstance(error, BlockingIOError):
+            reason = "Another process saves there: let it end, or take another directory"
         return CheckpointError(f"Could not save step {step} in {self.directory}; {left}. {reason}")
 
-    def _newest_sound(self, steps: list[int]) -> int:
-        for path in step_folders.leftovers(self.directory):
-            self._report_once(f"{path} is incomplete: an unfinished save; it is not used.")
-        for step in reversed(steps):
-            if self._is_sound(step):
-                return step
-        return _NOTHING_SOUND if steps else _NOTHING
 
-    def _is_sound(self, step: int) -> bool:
-        damage = find_damage(self.directory / str(step))
-        if damage is not None:
-            self._damaged.add(step)
-            self._report_once(f"{self.directory / str(step)} is {damage}; it is not used.")
-        return damage is None
-
-    def _require_sound(self, step: int) -> None:
-        self.wait()
-        folder = self.directory / str(step)
-        if step not in self.steps():
-            raise CheckpointError(
-                f"`step` must be one of those in {self.directory}, {self.steps()}; got {step}."
-            )
-        damage = find_damage(folder)
-        if damage is not None:
-            raise CheckpointError(f"{folder} is {damage}. Nothing there was changed.")
-
-    def _report_once(self, message: str) -> None:
-        if message not in self._reported:
-            self._reported.add(message)
-            self._report(message)
+def _cause(error: Exception) -> Exception | None:
+    """Return what explains a failure; a full disk needs no explanation."""
+    return None if _FULL in str(error) else error
 
 
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in Path(record.pathname).parts
+def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float | None]:
+    """Return metrics as JSON holds them; those that are not finite as null."""
+    found: dict[str, float | None] = {}
+    for name, value in dict(metrics or {}).items():
+        checks.real(f"metrics[{name!r}]", value)
+        if np.size(value) != 1:
+            raise ValueError(f"`metrics[{name!r}]` must be one number; got {checks.shown(value)}.")
+        number = np.asarray(value).item()
+        found[name] = number if math.isfinite(number) else None
+    return found
+
+
+_unfinished: set[Checkpoints] = set()
+"""Those whose last save nobody has waited for yet."""
+
+
+def _finish() -> None:
+    """Wait for the last saves of a program that ends without `close`; say which failed."""
+    for checkpoints in list(_unfinished):
+        try:
+            checkpoints.close()
+        except Exception as error:
+            to_stderr(f"error: {error}")
+
+
+# Before the interpreter stops the thread pools that orbax writes with, which `atexit` comes after.
+threading._register_atexit(_finish)  # type: ignore[attr-defined]

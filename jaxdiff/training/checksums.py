@@ -1,16 +1,28 @@
 """A folder sealed with the SHA-256 of each file in it, and what is wrong with one that was altered.
 
 The seal is a text file, `SHA256SUMS`, one line a file in the order of their names, as `sha256sum`
-writes and checks it. It is written last: a folder without it is incomplete. A sealed folder is
-sound if sealing it again would give the same text byte for byte, so that damage to the seal itself,
-and a file too many, are seen as well.
+writes and checks it. It is written last: a folder without it is incomplete. What was written is
+judged, and nothing else: files that others put there (a file manager's, an editor's) do not count.
+So that a seal that lost some of its lines is seen too, one of the sealed files, `contents`, lists
+all of them.
 """
 
 import hashlib
-import os
+import json
+import re
 from pathlib import Path
 
+from jaxdiff.files import flush
+
 SEAL = "SHA256SUMS"
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)\n")
+_OF_OTHERS = re.compile(r"(.*/)?(\..*|Thumbs\.db|desktop\.ini)")
+
+
+def names(folder: Path) -> list[str]:
+    """List the files of a folder and those below it, but for the seal, in the seal's order."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return sorted(name for name in found if name != SEAL)
 
 
 def seal(folder: Path) -> None:
@@ -19,26 +31,19 @@ def seal(folder: Path) -> None:
     Args:
         folder: a complete folder, written by nobody else meanwhile.
     """
-    digests = _digests(folder)
+    digests = {name: _digest(folder / name) for name in names(folder)}
     (folder / SEAL).write_text(_text(digests))
     for path in [*folder.rglob("*"), folder]:
         flush(path)
 
 
-def flush(path: Path) -> None:
-    """Flush a file or a folder to the disk, so that it outlives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def find_damage(folder: Path) -> str | None:
+def find_damage(folder: Path, contents: str | None = None) -> str | None:
     """Compare a folder with its seal.
 
     Args:
         folder: a folder that was sealed, perhaps damaged since.
+        contents: the file, JSON, whose `files` are all those written, if it is among the sealed. By
+            default, and where it is not, any other file but a hidden one is damage.
 
     Returns:
         None if it is sound; otherwise "corrupt (...)" or "incomplete (...)", saying why.
@@ -46,33 +51,28 @@ def find_damage(folder: Path) -> str | None:
     try:
         if not (folder / SEAL).is_file():
             return f"incomplete ({SEAL} is missing)"
-        sealed = (folder / SEAL).read_bytes()
-        found = _digests(folder)
-    except OSError as error:
+        text = (folder / SEAL).read_bytes().decode(errors="replace")
+        sealed = {name: digest for digest, name in _LINE.findall(text)}
+        for name, digest in sealed.items():
+            if not (folder / name).exists():
+                return f"incomplete ({name} is missing)"
+            if _digest(folder / name) != digest:
+                return f"corrupt ({name} does not match {SEAL})"
+        if text != _text(sealed):
+            return f"incomplete ({SEAL} is malformed)"
+        if contents is not None and contents in sealed:
+            written = {contents, *json.loads((folder / contents).read_bytes())["files"]}
+            missing = written ^ sealed.keys()
+        else:
+            missing = {n for n in names(folder) if n not in sealed and not _OF_OTHERS.fullmatch(n)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"corrupt ({error})"
-    if sealed == _text(found).encode():
-        return None
-    lines = sealed.decode(errors="replace").splitlines()
-    expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    for name in expected:
-        if name not in found:
-            return f"incomplete ({name} is missing)"
-    for name, digest in found.items():
-        if expected.get(name) != digest:
-            return f"corrupt ({name} does not match {SEAL})"
-    return f"corrupt ({SEAL} is malformed)"
+    return f"corrupt ({min(missing)} does not match {SEAL})" if missing else None
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    names = sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()
-    )
-    digests = {}
-    for name in names:
-        if name != SEAL:
-            with (folder / name).open("rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _text(digests: dict[str, str]) -> str:

@@ -2,17 +2,19 @@
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.training.stored_tree import CheckpointError, named_leaves
+from jaxdiff import files
+from jaxdiff.training.stored_tree import CheckpointError, key_kinds, named_leaves
 from jaxdiff.typing import PyTree
 
 CONFIG = "__config__"
+DTYPES = "__dtypes__"
 
 
 def export_params(
@@ -20,26 +22,40 @@ def export_params(
 ) -> None:
     """Write parameters as an `.npz` file: one array a leaf, named by its path with dots.
 
+    Dtypes that NumPy lacks, such as bfloat16, are there as raw bytes, and named in `__dtypes__`.
+
     Args:
         path: the file, written whole or not at all; it must end in `.npz`.
         params: a nest of dictionaries with string keys.
         config: what JSON can hold, kept beside them as `__config__`.
 
     Raises:
-        ValueError: if a key is not a string, or `path` ends otherwise.
+        ValueError: if a key is not a string, a leaf has one of the two names above or holds a
+            random key, or `path` ends otherwise.
         OSError: if the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"`path` must end in .npz; got {path}.")
-    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
+    named = named_leaves(params)
+    for name in (CONFIG, DTYPES):
+        if name in named:
+            raise ValueError(f"`params` must not have a leaf of the name {name}. Rename it.")
+    keys = key_kinds(params)
+    arrays: dict[str, Any] = {}
+    dtypes: dict[str, str] = {}
+    for name, leaf in named.items():
+        if name in keys:
+            raise ValueError(f"`params` must hold numbers; {name} is a random key.")
+        array = np.asarray(leaf)
+        if array.dtype.kind == "V":
+            dtypes[name] = array.dtype.name
+            array = array.view(f"V{array.dtype.itemsize}")
+        arrays[name] = array
     arrays[CONFIG] = np.asarray(json.dumps(dict(config or {})))
-    staged = path.with_name(f".{path.name}")
-    try:
-        np.savez(staged, **arrays)
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
+    if dtypes:
+        arrays[DTYPES] = np.asarray(json.dumps(dtypes))
+    files.write_arrays(path, arrays)
 
 
 def import_params(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -50,16 +66,26 @@ def import_params(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
 
     Raises:
         CheckpointError: if the file is damaged or not of this kind.
-        OSError: if it cannot be read.
+        OSError: if it cannot be opened.
     """
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        config = json.loads(str(arrays.pop(CONFIG)))
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} holds no exported parameters: {error}.") from error
+    with open(path, "rb") as raw:
+        try:
+            return _read(raw)
+        except Exception as error:  # what NumPy and zipfile make of damage is of any kind
+            reason = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{path} holds no exported parameters: {reason}.") from error
+
+
+def _read(raw: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    with np.load(raw, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    config = dict(json.loads(str(arrays.pop(CONFIG))))
+    dtypes = json.loads(str(arrays.pop(DTYPES))) if DTYPES in arrays else {}
     params: dict[str, Any] = {}
     for name, array in arrays.items():
+        if array.dtype.kind == "V":  # two bytes without a name: bfloat16 of earlier versions
+            known = "bfloat16" if array.dtype.itemsize == 2 else None
+            array = array.view(jnp.dtype(dtypes.get(name, known)))
         *parents, last = name.split(".")
         branch = params
         for parent in parents:

@@ -2,14 +2,12 @@
 
 import collections
 import contextlib
+import itertools
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, TypeAlias
 
 import jax
@@ -18,6 +16,7 @@ import numpy as np
 
 from jaxdiff.training import distributed
 from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.signals import catch_signals
 from jaxdiff.training.throughput import NO_WORK, Work
 from jaxdiff.training.update import TrainState
 from jaxdiff.typing import Array, Batch, Key
@@ -45,6 +44,16 @@ class Stopped(Exception):
         super().__init__(f"Stopped by {signal_name} after step {step}, which is saved.")
 
 
+class DataEnded(ValueError):
+    """The batches ended before the run did; what was trained is saved."""
+
+    def __init__(self, step: int, num_steps: int) -> None:
+        super().__init__(
+            f"`batches` must hold one for each of `num_steps` {num_steps}; they ended after step "
+            f"{step}, which is saved. Repeat the data, or ask for fewer steps."
+        )
+
+
 class NotFinite(ArithmeticError):
     """The loss or its gradient became NaN or infinite.
 
@@ -69,33 +78,6 @@ class NotFinite(ArithmeticError):
         self.details |= details or {}
 
 
-@contextlib.contextmanager
-def catch_signals() -> Iterator[Callable[[], str | None]]:
-    """Turn SIGINT and SIGTERM into a question: the name of the one received, or None.
-
-    A second signal acts as it did before. Only the main thread can catch signals; in another one
-    none is ever received.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    received: list[str] = []
-    before: dict[signal.Signals, Any] = {}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number).name)
-        for caught, handler in before.items():
-            signal.signal(caught, handler)
-
-    for caught in (signal.SIGINT, signal.SIGTERM):
-        before[caught] = signal.signal(caught, handle)
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for caught, handler in before.items():
-            signal.signal(caught, handler)
-
-
 def call_lengths(
     start: int, num_steps: int, checkpoint_every: int, steps_per_call: int
 ) -> Iterator[int]:
@@ -117,7 +99,7 @@ def feed(
     """Yield the batch of each call where it is wanted, its transfer begun `ahead` calls early.
 
     Args:
-        batches: one a step.
+        batches: one a step; where they end, what is left of a call of several is yielded singly.
         lengths: how many steps each call makes; those of several get batches (n, B, ...).
         place: (batch, scanned) -> the batch on its devices; it need not wait for the transfer.
         ahead: how many calls.
@@ -128,11 +110,15 @@ def feed(
 
     queue: collections.deque[tuple[int, Batch]] = collections.deque()
     for length in lengths:
-        taken = [next(batches) for _ in range(length)]
-        batch = taken[0] if length == 1 else jax.tree.map(stack, *taken)
-        queue.append((length, place(batch, length > 1)))
-        if len(queue) > ahead:
+        taken = list(itertools.islice(batches, length))
+        if len(taken) == length > 1:
+            queue.append((length, place(jax.tree.map(stack, *taken), True)))
+        else:
+            queue.extend((1, place(batch, False)) for batch in taken)
+        while len(queue) > ahead:
             yield queue.popleft()
+        if len(taken) < length:
+            break
     yield from queue
 
 
@@ -188,6 +174,7 @@ def fit(
 
     Raises:
         Stopped: on SIGINT or SIGTERM, after saving.
+        DataEnded: if the batches end before that, after saving.
         NotFinite: if a step has a loss or gradient that is not finite. Every step is looked at,
             but not before the next one that is logged or saved.
         CheckpointError: if a save fails.
@@ -244,7 +231,17 @@ def fit(
             if signal_name is not None:
                 checkpoints.wait()
                 raise Stopped(step, signal_name)
+        if step < num_steps and step > start:
+            values = unread.read()
+            for number in values:
+                if _is_finite(values[number]) and (number % log_every == 0 or number == step):
+                    log.write({"step": number, **values[number]})
+            since_save += values.values()
+            if step % checkpoint_every:
+                checkpoints.save(step, state, config, _means(since_save))
     checkpoints.wait()
+    if step < num_steps:
+        raise DataEnded(step, num_steps)
     return state
 
 

@@ -5,11 +5,9 @@ save) may differ from one start to the next and stand outside the hash; so does 
 steps, which may grow. Any other difference is refused before a file is touched.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Collection, Mapping
@@ -18,15 +16,30 @@ from typing import Any
 
 import jax
 
+from jaxdiff import files
+from jaxdiff.training.folders import RunError as RunError
+from jaxdiff.training.metrics_log import METRICS as METRICS
+from jaxdiff.training.metrics_log import MetricsLog as MetricsLog
+from jaxdiff.training.metrics_log import NoLog as NoLog
+from jaxdiff.training.metrics_log import read_metrics as read_metrics
+
 CONFIG = "config.json"
-METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 
+_SETTINGS = (
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+)
+_KINDS = {str: "text", list: "a list", dict: "an object"}
+_FREE_BEFORE: tuple[tuple[str, ...], ...] = (
+    ("num_steps", "data_dir", "checkpoint_every", "log_every", "remat"),
+    (),
+)
+"""The fields that did not count in records that do not name them."""
+
 PACKAGES = ("jaxdiff", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "numpy")
-
-
-class RunError(ValueError):
-    """A run directory cannot be used as asked; the message says what would do."""
 
 
 def config_hash(config: Mapping[str, Any], *, free: Collection[str] = ()) -> str:
@@ -71,21 +84,63 @@ def _git_commit() -> str | None:
     return commit.stdout.strip() or None
 
 
+def random_numbers() -> dict[str, Any]:
+    """Return the settings of JAX that decide what numbers a seed and a program give, by name.
+
+    Another generator draws other noise; 64 bits or another precision of products round otherwise.
+    """
+    return {name: getattr(jax.config, name) for name in _SETTINGS}
+
+
+def check_random(run_dir: Path) -> None:
+    """Refuse to go on with a run whose random numbers were others.
+
+    Raises:
+        RunError: naming each setting that differs.
+    """
+    there = (read_record(run_dir) or {}).get("random_numbers", {})
+    here = random_numbers()
+    differing = "\n".join(
+        f"  {name.upper()}: there {there[name]}, here {here[name]}"
+        for name in _SETTINGS
+        if name in there and there[name] != here[name]
+    )
+    if differing:
+        raise RunError(
+            f"{run_dir} holds a run of other random numbers:\n{differing}\n"
+            "Set the environment as it was to resume it, or take another --run-dir."
+        )
+
+
 def read_record(run_dir: Path) -> dict[str, Any] | None:
     """Return what `config.json` says, or None where there is none.
 
     Raises:
-        RunError: if it cannot be read.
+        RunError: if it cannot be read, is no record of a run, or its config is not that of its
+            hash.
     """
     path = run_dir / CONFIG
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}). Take another --run-dir.") from error
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise RunError(f"{path} is not the config of a run. Take another --run-dir.")
+    for name, kind in (("hash", str), ("free", list), ("versions", dict), ("random_numbers", dict)):
+        if not isinstance(record.get(name, kind()), kind):
+            raise RunError(
+                f"{path} is not the config of a run: `{name}` must be {_KINDS[kind]}; "
+                f"got {record[name]!r}. Bring back what was written there."
+            )
+    allowed = [record["free"]] if "free" in record else _FREE_BEFORE
+    hashes = [config_hash(record["config"], free=tuple(map(str, free))) for free in allowed]
+    if record.get("hash") not in hashes:
+        raise RunError(
+            f"{path} was changed: its hash is {record.get('hash')}, that of its config {hashes[0]}."
+            " Bring back what was written there, or take another --run-dir."
+        )
     return record
 
 
@@ -109,6 +164,7 @@ def reconcile(
     Raises:
         RunError: if the directory belongs to another config, names the differing fields.
     """
+    check_random(run_dir)
     record = read_record(run_dir)
     if record is None:
         if (run_dir / CHECKPOINTS).exists():
@@ -147,6 +203,8 @@ def write_record(
 ) -> None:
     """Write `config.json`: the config, its hash and the environment, unless it is there already.
 
+    The hash can be checked by whoever reads it: the fields that do not count are written as `free`.
+
     Args:
         run_dir: made if missing.
         config: what JSON can hold.
@@ -159,93 +217,19 @@ def write_record(
     old = read_record(run_dir)
     if old is not None and old["config"] == dict(config):
         return
-    record = {"config": dict(config), "hash": config_hash(config, free=free)}
+    record = {"config": dict(config), "hash": config_hash(config, free=free), "free": sorted(free)}
     record |= (
-        {**(also or {}), **environment()}
+        {**(also or {}), "random_numbers": random_numbers(), **environment()}
         if old is None
         else {k: old[k] for k in old if k not in record}
     )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        replace_text(run_dir / CONFIG, json.dumps(record, indent=2) + "\n")
+        files.write_text(run_dir / CONFIG, json.dumps(record, indent=2) + "\n")
     except OSError as error:
-        raise RunError(f"--run-dir {run_dir} cannot be written: {error.strerror}.") from error
+        raise RunError(
+            f"--run-dir {run_dir} cannot be written: {error.strerror}. Take another."
+        ) from error
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    staged = path.with_name(f".{path.name}.tmp")
-    staged.write_text(text)
-    os.replace(staged, path)
-
-
-class MetricsLog:
-    """`metrics.jsonl`: one object a logged step, flushed as written; TensorBoard beside it."""
-
-    def __init__(self, path: Path, *, after: int, tensorboard: Path | None = None) -> None:
-        """Open the log for appending, forgetting what lies beyond step `after`.
-
-        A run that was killed has logged steps that its newest checkpoint does not hold; they come
-        again.
-
-        Args:
-            path: of the JSON lines.
-            after: the last step to keep.
-            tensorboard: a folder for TensorBoard's event files, if they are wanted.
-        """
-        kept = [line for line in read_metrics(path) if line["step"] <= after]
-        replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
-        self._board: Any = None
-        if tensorboard is not None:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(tensorboard), purge_step=after + 1)
-
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Append one object.
-
-        Raises:
-            RunError: if the disk does not take it.
-        """
-        try:
-            self._file.write(json.dumps(dict(values)) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise RunError(
-                f"{self._file.name} cannot be written: {error.strerror}. Saved checkpoints are as "
-                "they were."
-            ) from error
-        if self._board is not None:
-            for name, value in values.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, values["step"])
-
-    def close(self) -> None:
-        """Close the files."""
-        with contextlib.suppress(OSError):  # what was left unwritten was said
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-
-class NoLog:
-    """The log of a process that is not to write one."""
-
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Write nothing."""
-
-    def close(self) -> None:
-        """Close nothing."""
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a metrics file, none where there is no file."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        with contextlib.suppress(ValueError):  # the line that a kill cut short
-            line = json.loads(text)
-            lines += [line] if isinstance(line, dict) and "step" in line else []
-    return lines
+replace_text = files.write_text

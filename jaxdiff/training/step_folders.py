@@ -6,17 +6,24 @@
     510.tmp/     being written, or being deleted
     490.corrupt/ found damaged, put aside when step 490 was saved anew
 
+    500/checkpoint.json  which step it is, its files, and which of its leaves are keys
+
 A folder is written under its `.tmp` name, sealed, and then renamed; deletion goes the other way:
 renamed first, then emptied. So a folder with a plain number is whole whenever the process dies.
 """
 
+import json
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-from jaxdiff.training.checksums import find_damage, flush, seal
+from jaxdiff.training import checksums
+from jaxdiff.training.checksums import flush, seal
 
+CONFIG = "config.json"
+CONTENTS = "checkpoint.json"
 _COMMITTED = re.compile(r"0|[1-9][0-9]*")
 _STAGED = re.compile(r"[0-9]+\.tmp")
 _LEFT_OVER = re.compile(r"[0-9]+\..*tmp.*")  # orbax's own temporary names as well
@@ -42,7 +49,57 @@ def staged(directory: Path, step: int) -> Path:
     return directory / f"{step}.tmp"
 
 
-def commit(directory: Path, step: int) -> str | None:
+def contents(folder: Path) -> dict[str, Any]:
+    """Return what a sound checkpoint says of itself; nothing where it is of an earlier version."""
+    path = folder / CONTENTS
+    return dict(json.loads(path.read_bytes())) if path.exists() else {}
+
+
+def find_damage(
+    directory: Path,
+    step: int,
+    config: Mapping[str, Any] | None = None,
+    free: Collection[str] = (),
+) -> str | None:
+    """Tell what is wrong with a step's folder: altered, of another step, or of another run.
+
+    Args:
+        directory: holds one folder a step.
+        step: the one to look at.
+        config: that of the run, None where any will do. Fields that are in one of two configs only
+            came with a version, and do not tell runs apart.
+        free: fields that may differ.
+
+    Returns:
+        None if it is sound; otherwise "corrupt (...)" or "incomplete (...)", saying why.
+    """
+    folder = directory / str(step)
+    damage = checksums.find_damage(folder, CONTENTS)
+    if damage is not None:
+        return damage
+    try:
+        sealed_step = contents(folder).get("step", step)
+        sealed = json.loads((folder / CONFIG).read_bytes()) if config is not None else {}
+    except (OSError, ValueError, TypeError) as error:
+        return f"corrupt ({error})"
+    if sealed_step != step:
+        return f"corrupt (it is a copy of step {sealed_step})"
+    asked = json.loads(json.dumps(dict(config or {})))
+    differing = ", ".join(
+        f"{name} {sealed[name]}, here {asked[name]}"
+        for name in sorted(asked.keys() & sealed.keys() - set(free))
+        if asked[name] != sealed[name]
+    )
+    return f"corrupt (it is another run's: {differing})" if differing else None
+
+
+def commit(
+    directory: Path,
+    step: int,
+    config: Mapping[str, Any] | None = None,
+    free: Collection[str] = (),
+    keys: Mapping[str, str] | None = None,
+) -> str | None:
     """Seal a staged folder and give it its plain name.
 
     A sound folder of that name stays, and the staged one is left to `prune`; a damaged one is
@@ -51,14 +108,20 @@ def commit(directory: Path, step: int) -> str | None:
     Args:
         directory: holds one folder a step.
         step: the one that was staged.
+        config: as in :func:`find_damage`.
+        free: as in :func:`find_damage`.
+        keys: the leaves that are random keys, and of which kind.
 
     Returns:
         What was found in the place, for the user; None if it was free.
     """
     folder, message = directory / str(step), None
-    seal(staged(directory, step))
+    made = staged(directory, step)
+    about = {"step": step, "files": checksums.names(made), "keys": dict(keys or {})}
+    (made / CONTENTS).write_text(json.dumps(about, indent=1) + "\n")
+    seal(made)
     if folder.exists():
-        damage = find_damage(folder)
+        damage = find_damage(directory, step, config, free)
         if damage is None:
             return f"{folder} already holds a sound checkpoint; it is kept."
         aside, count = directory / f"{step}.corrupt", 1
@@ -67,7 +130,7 @@ def commit(directory: Path, step: int) -> str | None:
             aside = directory / f"{step}.corrupt-{count}"
         folder.rename(aside)
         message = f"{folder} is {damage}; moved to {aside}."
-    staged(directory, step).rename(folder)
+    made.rename(folder)
     flush(directory)
     return message
 

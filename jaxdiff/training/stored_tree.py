@@ -4,10 +4,13 @@ Orbax returns a NamedTuple as a dict, and a dict with its keys sorted as strings
 therefore matched by name, never by position.
 """
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -46,6 +49,27 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
+def key_kinds(tree: Any) -> dict[str, str]:
+    """Name the leaves that are typed random keys, and of which kind each is.
+
+    Raises:
+        ValueError: if a kind has no name that JAX knows.
+    """
+    kinds = {}
+    for name, leaf in named_leaves(tree).items():
+        if _is_key(leaf):
+            kind = str(jax.random.key_impl(leaf))
+            try:
+                jax.eval_shape(functools.partial(jax.random.key, impl=kind), 0)
+            except ValueError:
+                raise ValueError(
+                    f"`state` has a key of a kind without a name in {name}: {kind}. Save its "
+                    "`jax.random.key_data`."
+                ) from None
+            kinds[name] = kind
+    return kinds
+
+
 def snapshot(leaf: Any) -> Any:
     """Copy to the host what this process holds in full; orbax gathers what it does not.
 
@@ -56,22 +80,32 @@ def snapshot(leaf: Any) -> Any:
         leaf: an array or a number.
 
     Returns:
-        A NumPy array of its own memory, or `leaf` where other processes hold a part of it.
+        A NumPy array of its own memory, of a key its data; or `leaf` where other processes hold a
+        part of it.
     """
+    if _is_key(leaf):
+        leaf = jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         return leaf
     return np.array(leaf)
 
 
-def read(folder: Path, target: Any) -> Any:
+def _is_key(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def read(folder: Path, target: Any, keys: Mapping[str, str]) -> Any:
     """Read one orbax checkpoint into the structure of `target`, or as it was written.
 
     Args:
         folder: an orbax checkpoint.
         target: a tree of arrays or `jax.ShapeDtypeStruct`, or None.
+        keys: the leaves that are typed keys, and of which kind.
 
     Returns:
-        `target` with the leaves of the checkpoint, or nested dicts and lists of NumPy arrays.
+        `target` with the leaves of the checkpoint, or nested dicts and lists of NumPy arrays; keys
+        are keys again.
 
     Raises:
         CheckpointError: if the names, shapes or dtypes of the leaves differ.
@@ -83,19 +117,21 @@ def read(folder: Path, target: Any) -> Any:
     def restore_args(path: tuple[Any, ...], _: Any) -> Any:
         leaf = None if wanted is None else wanted[_name(path)]
         sharding = getattr(leaf, "sharding", None)
-        if leaf is None or sharding is None or _is_of_this_process_alone(sharding):
+        if leaf is None or sharding is None or _is_key(leaf) or _is_of_this_process_alone(sharding):
             return ocp.RestoreArgs(restore_type=np.ndarray)
         return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         saved = reader.metadata(folder).item_metadata.tree
         if wanted is not None:
-            _require_fit(folder, wanted, named_leaves(saved))
+            _require_fit(folder, wanted, named_leaves(saved), keys)
         arguments = jax.tree_util.tree_map_with_path(restore_args, saved)
         state = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=arguments))
     if wanted is None:
-        return state
-    values = named_leaves(state)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: _as_key(leaf, keys.get(_name(path))), state
+        )
+    values = {name: _as_key(leaf, keys.get(name)) for name, leaf in named_leaves(state).items()}
     leaves = [_placed(values[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(target), leaves)
 
@@ -105,17 +141,23 @@ def _is_of_this_process_alone(sharding: Any) -> bool:
     return jax.process_count() > 1 and sharding.is_fully_addressable
 
 
+def _as_key(data: Any, kind: str | None) -> Any:
+    return data if kind is None else jax.random.wrap_key_data(data, impl=kind)
+
+
 def _placed(value: Any, leaf: Any) -> Any:
     sharding = getattr(leaf, "sharding", None)
-    if sharding is not None and _is_of_this_process_alone(sharding):
+    if sharding is not None and (_is_key(leaf) or _is_of_this_process_alone(sharding)):
         return jax.device_put(value, sharding)
     return value
 
 
-def _require_fit(folder: Path, wanted: dict[str, Any], saved: dict[str, Any]) -> None:
+def _require_fit(
+    folder: Path, wanted: dict[str, Any], saved: dict[str, Any], keys: Mapping[str, str]
+) -> None:
     absent = "no such leaf"
     wanted_types = {name: _type(leaf) for name, leaf in wanted.items()}
-    saved_types = {name: _type(leaf) for name, leaf in saved.items()}
+    saved_types = {name: _type(leaf, keys.get(name)) for name, leaf in saved.items()}
     misfits = [
         f"{name}: wanted {wanted_types.get(name, absent)}, got {saved_types.get(name, absent)}"
         for name in wanted_types | saved_types
@@ -129,7 +171,11 @@ def _require_fit(folder: Path, wanted: dict[str, Any], saved: dict[str, Any]) ->
         )
 
 
-def _type(leaf: Any) -> str:
+def _type(leaf: Any, kind: str | None = None) -> str:
     if not hasattr(leaf, "dtype"):
         leaf = np.asarray(leaf)
-    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+    if kind is not None:
+        data = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        leaf = jax.eval_shape(functools.partial(jax.random.wrap_key_data, impl=kind), data)
+    name = str(leaf.dtype) if _is_key(leaf) else np.dtype(leaf.dtype).name
+    return f"{name}{list(leaf.shape)}"
