@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from experiments import command, fitting
-from experiments.ablations import judging, report, statistics, store
+from experiments.ablations import judging, report, results, statistics, store
 from experiments.ablations.catalogue import MAKERS
 from experiments.ablations.definition import SEED, Ablation, Group, groups, record
 from experiments.ablations.fields import show
@@ -172,6 +172,7 @@ def verify(
         raise Refusal(f"--num must be at least 1; got {num}.")
     path = Path(directory)
     resolved, ablation = reopen(path, definition)
+    store.check_random(path, resolved)
     done = store.read_groups(path, ablation)
     if not done:
         raise Refusal(f"{directory} has no finished group yet. Run the ablation first.")
@@ -201,20 +202,22 @@ def verify(
     print(f"{len(sampled)} of {len(done)} groups ran again: every row reproduces exactly.")
 
 
-def table_differs(path: Path, ablation: Ablation, results: dict[int, Any]) -> int:
+def table_differs(path: Path, ablation: Ablation, done: dict[int, Any]) -> int:
     """Count and print the lines of results.csv that are not those of the results."""
-    rows = store.ordered_rows(ablation, results)
+    rows = results.ordered_rows(ablation, done)
     summary = statistics.summarize(statistics.tabulate(ablation, rows))
-    wanted = store.results_csv(ablation, rows, summary).splitlines()
+    wanted = results.results_csv(ablation, rows, summary).splitlines()
     try:
-        found = (path / store.RESULTS).read_text().splitlines()
+        found = (path / results.RESULTS).read_text(errors="replace").splitlines()
     except OSError as error:
-        raise Refusal(f"{path / store.RESULTS} cannot be read: {error.strerror}.") from error
+        raise Refusal(f"{path / results.RESULTS} cannot be read: {error.strerror}.") from error
     wrong = [
         i for i in range(max(len(wanted), len(found))) if wanted[i : i + 1] != found[i : i + 1]
     ]
     for i in wrong:
-        print(f"   DIFFERS  {store.RESULTS} line {i + 1}: {''.join(found[i : i + 1]) or 'missing'}")
+        print(
+            f"   DIFFERS  {results.RESULTS} line {i + 1}: {''.join(found[i : i + 1]) or 'missing'}"
+        )
     return len(wrong)
 
 

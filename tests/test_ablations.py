@@ -234,6 +234,17 @@ def test_reading_a_folder_runs_nothing_that_it_names(tmp_path, smoke, capsys, mo
     assert (tmp_path / "ran").exists()
 
 
+def test_rows_of_other_random_numbers_are_not_mixed_in(smoke, capsys):
+    folder = smoke("coupling")
+    again = ["coupling", "--preset", "smoke", "--run-dir", str(folder)]
+    with jax.default_prng_impl("rbg"):
+        for command in (again, ["verify", str(folder)]):
+            assert ablate.main(command) == 1
+            told = capsys.readouterr().err
+            assert "JAX_DEFAULT_PRNG_IMPL: there threefry2x32, here rbg" in told
+        assert ablate.main(["status", str(folder)]) == 0
+
+
 def test_fields_that_configs_gain_do_not_orphan_a_folder(tmp_path, smoke):
     copy = tmp_path / "copy"
     shutil.copytree(smoke("coupling"), copy)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.ablations import plots, statistics, store
+from experiments.ablations import plots, results, statistics, store
 from experiments.ablations.definition import Ablation, groups, left_out
 from experiments.ablations.fields import show
 from experiments.ablations.judging import Result
@@ -41,7 +41,7 @@ def _assemble(
     done: Mapping[int, Result],
 ) -> None:
     (directory / REPORT).unlink(missing_ok=True)  # what is written last says that all is there
-    rows = store.ordered_rows(ablation, done)
+    rows = results.ordered_rows(ablation, done)
     table = statistics.tabulate(ablation, rows)
     summary = statistics.summarize(table)
     comparisons = {name: statistics.compare(table, name) for name in ablation.measures}
@@ -54,9 +54,9 @@ def _assemble(
         "effects": statistics.as_json(effects),
     }
     texts = {
-        store.RESULTS: store.results_csv(ablation, rows, summary),
-        store.TIMINGS: store.timings_csv(ablation, done),
-        store.ENVIRONMENT: store.environments(done),
+        results.RESULTS: results.results_csv(ablation, rows, summary),
+        results.TIMINGS: results.timings_csv(ablation, done),
+        results.ENVIRONMENT: results.environments(done),
         "results.json": json.dumps(whole, indent=1) + "\n",
     }
     for name, text in texts.items():
@@ -73,11 +73,11 @@ def is_finished(directory: Path, ablation: Ablation) -> bool:
     done = store.read_groups(directory, ablation)
     if len(done) < len(groups(ablation)):
         return False
-    rows = store.ordered_rows(ablation, done)
+    rows = results.ordered_rows(ablation, done)
     summary = statistics.summarize(statistics.tabulate(ablation, rows))
-    results = directory / store.RESULTS
-    made = store.results_csv(ablation, rows, summary)
-    return results.exists() and results.read_bytes() == made.encode()
+    table = directory / results.RESULTS
+    made = results.results_csv(ablation, rows, summary)
+    return table.exists() and table.read_bytes() == made.encode()
 
 
 def report(
@@ -124,8 +124,8 @@ difference from the best, paired by seed.{_cases(table)} Compared with the base,
 
 Seconds, and what ran them, do not reproduce; the rest does, byte for byte on one kind of machine: \
 `python -m experiments.ablate verify` runs a part of it again. All of it: \
-[results.csv]({store.RESULTS}), [results.json](results.json), [timings.csv]({store.TIMINGS}), \
-[environment.json]({store.ENVIRONMENT}), [{store.LOCK}]({store.LOCK}).
+[results.csv]({results.RESULTS}), [results.json](results.json), [timings.csv]({results.TIMINGS}), \
+[environment.json]({results.ENVIRONMENT}), [{store.LOCK}]({store.LOCK}).
 """
 
 

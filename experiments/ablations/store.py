@@ -21,17 +21,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.ablations.definition import SEED, Ablation, Group, cells, groups, row_hash
+from experiments.ablations.definition import SEED, Ablation, Group, groups, row_hash
 from experiments.ablations.fields import as_json, defaults
 from experiments.ablations.judging import Result
+from experiments.ablations.results import COSTS
 from experiments.command import Refusal
-from experiments.tables import Row, csv_text
 from jaxdiff import files
-from jaxdiff.training.run import config_hash
+from jaxdiff.training.run import config_hash, random_numbers
 
-LOCK, GROUPS = "ablation.json", "groups"
-RESULTS, TIMINGS, ENVIRONMENT = "results.csv", "timings.csv", "environment.json"
-COSTS = ("nfe", "train_flops", "sample_flops")
+LOCK, GROUPS, RANDOM = "ablation.json", "groups", "random_numbers"
 
 
 class Corrupt(Refusal):
@@ -53,13 +51,17 @@ def claim(directory: Path, record: Mapping[str, Any], ablation: Ablation) -> Abl
         The ablation, with the fields that the folder's rows are hashed by.
 
     Raises:
-        Refusal: if the folder holds another one, naming what differs; no file is touched.
+        Refusal: if the folder holds another one, or rows of other random numbers, naming what
+            differs; no file is touched.
     """
     old = read_lock(directory)
     if old is not None:
-        return as_there(directory, old, record, ablation)
+        there = as_there(directory, old, record, ablation)
+        check_random(directory, old)
+        return there
     if directory.exists() and any(directory.glob("*.csv")):
         raise Refusal(f"{directory} holds results but no {LOCK}. Take another --run-dir.")
+    record = {**record, RANDOM: random_numbers()}
     whole = {"hash": config_hash(record), **record}
     try:
         (directory / GROUPS).mkdir(parents=True, exist_ok=True)
@@ -90,6 +92,7 @@ def read_lock(directory: Path) -> dict[str, Any] | None:
         )
     seeds = record.get("seeds")
     named = all(isinstance(record.get(key), str) for key in ("name", "preset"))
+    named = named and isinstance(record.get(RANDOM, {}), dict)
     counted = isinstance(seeds, list) and bool(seeds) and all(type(s) is int for s in seeds)
     if not (named and counted):
         raise Corrupt(f"{path} is no record of an ablation. Take another folder.")
@@ -121,7 +124,8 @@ def as_there(
     """
     known = {f"base.{field}": value for field, value in defaults(ablation.world.config).items()}
     added = {k for k in asked.keys() - old.keys() if k in known and asked[k] == known[k]}
-    names = [k for k in {**old, **asked} if k not in added and old.get(k) != asked.get(k)]
+    counted = [k for k in {**old, **asked} if k not in added and k != RANDOM]
+    names = [k for k in counted if old.get(k) != asked.get(k)]
     if names:
         fields = "\n".join(f"  {k}: there {old.get(k)}, asked {asked.get(k)}" for k in names)
         raise Refusal(
@@ -132,6 +136,25 @@ def as_there(
         return ablation
     there = {SEED} | {k.removeprefix("base.") for k in old if k.startswith("base.")}
     return dataclasses.replace(ablation, hashed=frozenset(there))
+
+
+def check_random(directory: Path, record: Mapping[str, Any]) -> None:
+    """Refuse to add rows to a folder, or to compare some with it, if random numbers are others.
+
+    Folders of before these were recorded are gone on with.
+
+    Raises:
+        Refusal: naming each setting that differs.
+    """
+    here = random_numbers()
+    there = record.get(RANDOM, here)
+    names = [name for name in here if there.get(name) != here[name]]
+    if names:
+        told = "\n".join(f"  {n.upper()}: there {there.get(n)}, here {here[n]}" for n in names)
+        raise Refusal(
+            f"{directory} holds rows of other random numbers:\n{told}\n"
+            "Set the environment as it was, or take another --run-dir."
+        )
 
 
 # --- Groups ---------------------------------------------------------------------------------
@@ -229,65 +252,3 @@ def chosen(
 
     index, count = shard
     return [g for g in groups(ablation) if g.index % count == index % count and holds(g)]
-
-
-# --- Tables ---------------------------------------------------------------------------------
-
-
-def ordered_rows(ablation: Ablation, done: Mapping[int, Result]) -> list[Row]:
-    """Return the rows that are done, in the order of the axes, seeds last."""
-    fields = list(ablation.varied)
-    places = {tuple(cell[field] for field in fields): i for i, cell in enumerate(cells(ablation))}
-    seeds = ablation.seed_values
-
-    def place(row: Row) -> tuple[int, int]:
-        return places[tuple(_hashable(row[field]) for field in fields)], seeds.index(row[SEED])
-
-    return sorted((row for result in done.values() for row in result["rows"]), key=place)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def results_csv(ablation: Ablation, rows: Sequence[Row], summary: Sequence[Row]) -> str:
-    """Return results.csv: a line a row, its measures beside their mean and error over seeds."""
-    names = list(ablation.measures)
-    spread = [f"{name}_{part}" for name in names for part in ("mean", "stderr")]
-    columns = [*ablation.varied, SEED, "hash", *names, *spread, *COSTS]
-    of_cell = {tuple(cell[f] for f in ablation.varied): cell for cell in summary}
-    lines = [
-        {**{k: of_cell[tuple(row[f] for f in ablation.varied)][k] for k in spread}, **row}
-        for row in rows
-    ]
-    return csv_text(lines, columns)
-
-
-def timings_csv(ablation: Ablation, done: Mapping[int, Result]) -> str:
-    """Return timings.csv: the seconds of each group that is done."""
-    made = {group.index: group for group in groups(ablation)}
-    fixed = list(made[0].fixed)
-    lines = [
-        {
-            "group": index,
-            **made[index].fixed,
-            "runs": len(made[index].members),
-            **{f"{name}_seconds": value for name, value in result["seconds"].items()},
-            "train_seconds_a_run": result["seconds"]["train"] / len(made[index].members),
-        }
-        for index, result in done.items()
-    ]
-    seconds = ("compile_seconds", "train_seconds", "judge_seconds", "train_seconds_a_run")
-    return csv_text(lines, ["group", *fixed, "runs", *seconds])
-
-
-def environments(done: Mapping[int, Result]) -> str:
-    """Return environment.json: each environment once, with the groups that ran in it."""
-    found: list[dict[str, Any]] = []
-    for index, result in done.items():
-        same = next((e for e in found if e["environment"] == result["environment"]), None)
-        if same is None:
-            same = {"groups": [], "environment": result["environment"]}
-            found.append(same)
-        same["groups"].append(index)
-    return json.dumps(found, indent=2) + "\n"

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments.ablations import plane, store
+from experiments.ablations import plane, results
 from experiments.ablations.definition import Ablation
 from experiments.command import Refusal
 
@@ -63,5 +63,5 @@ def _command(folder: Path, num: int, seed: int) -> tuple[float, float]:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     seconds = time.perf_counter() - start
-    with (folder / store.TIMINGS).open() as file:
+    with (folder / results.TIMINGS).open() as file:
         return seconds, sum(float(row["train_seconds"]) for row in csv.DictReader(file))
