@@ -1,6 +1,7 @@
 """What ablations are made of: groups, seeds side by side, comparisons; what kills do to them."""
 
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from experiments.ablations import (
     judging,
     plane,
     plots,
+    report,
     statistics,
     store,
     training,
@@ -30,7 +32,7 @@ from experiments.ablations.catalogue import MAKERS
 from experiments.ablations.definition import Ablation, cells, groups, record
 from experiments.ablations.fields import fit_type
 from experiments.benches import seeds as seeds_bench
-from jaxdiff import data
+from jaxdiff import data, plotting
 from jaxdiff import training as library
 from jaxdiff.training.loop import STOPPED_EXIT_CODE
 
@@ -288,11 +290,12 @@ def test_an_ablation_of_ones_own_is_refused_or_run(tmp_path, monkeypatch, capsys
 # --- Statistics ----------------------------------------------------------------------------
 
 
-def made_table(values, base=TINY, **axes):
-    ablation = tiny(base=base, axes=axes, seeds=len(next(iter(values.values()))))
+def made_table(values, base=TINY, measure="score_error", **axes):
+    seeds = len(next(iter(values.values())))
+    ablation = tiny(base=base, axes=axes, seeds=seeds, measures=(measure,))
     rows = [
-        {**dict(zip(axes, cell, strict=True)), "seed": i, "score_error": value}
-        | {"nfe": None, "train_flops": 1.0, "sample_flops": None}
+        {**dict(zip(axes, cell, strict=True)), "seed": i, measure: value}
+        | {"nfe": axes.get("sample_steps") and cell[-1], "train_flops": 1.0, "sample_flops": None}
         for cell, each in values.items()
         for i, value in enumerate(each)
     ]
@@ -331,6 +334,64 @@ def test_an_axis_is_judged_with_the_others_averaged_over():
     table = made_table(values, width=(8, 16), depth=(1, 2))
     found = {each.name: each.mean for each in statistics.effects(table, "score_error")}
     assert found == pytest.approx({"width=16": 1.125, "depth=2": 1.375})
+
+
+def told(table):
+    """Return the report of a table."""
+    name = table.ablation.measures[0]
+    found = [{name: fn(table, name)} for fn in (statistics.compare, statistics.effects)]
+    lock = {"preset": "full", "name": "mine"}
+    return report.report(lock, table, {}, *found, figures=[])
+
+
+def test_a_report_says_which_runs_diverged_and_only_then():
+    values = {(8,): [1.0, 2.0], (16,): [1.5, np.nan], (32,): [np.nan, np.nan]}
+    text = told(made_table(values, width=(8, 16, 32)))
+    assert "| 16 | *1 of 2 diverged* |" in text
+    assert "| 32 | *diverged* |" in text
+    assert "*Diverged*: a run did" in text
+    assert "There is no other; 2 diverged." in text
+    text = told(made_table({(8,): [1.0, 2.0], (16,): [1.5, 2.0]}, width=(8, 16)))
+    assert "iverged" not in text
+
+
+def test_a_report_says_what_is_not_run_and_what_stands_in_a_line_above():
+    base = dataclasses.replace(TINY, process="vp")
+    values = {("vp", 20.0): [1.0, 2.0], ("vp", 8.0): [1.0, 2.0], ("cosine", 20.0): [2.0, 3.0]}
+    text = told(made_table(values, base=base, process=("vp", "cosine"), beta_max=(20.0, 8.0)))
+    assert "`beta_max` other than 20, 1 combination: process cosine has no range of beta." in text
+    ablation = tiny(measures=("wasserstein", "bend"), axes={"sampler": ("heun", "ddim")})
+    rows = [
+        {"sampler": sampler, "seed": seed, "wasserstein": 1.0, "bend": 0.25}
+        | {"nfe": 5, "train_flops": 1.0, "sample_flops": 1.0}
+        for sampler in ("heun", "ddim")
+        for seed in (0, 1)
+    ]
+    text = told(statistics.tabulate(ablation, rows))
+    assert "| ddim | 1 ± 0 ≈ | (0.25 ± 0) |" in text
+    assert "In brackets: as in a line above" in text
+
+
+def test_no_panel_has_more_lines_than_colors_nor_a_legend_over_the_data(tmp_path, monkeypatch):
+    axes = {
+        "process": ("vp", "cosine", "flow"),
+        "prediction": ("v", "eps"),
+        "sampler": ("heun", "ddim", "euler", "unipc_2"),
+        "sample_steps": (50, 5),
+    }
+    base, figures = dataclasses.replace(TINY, process="vp"), []
+    every = itertools.product(*axes.values())
+    table = made_table({c: [1.0, 1.0 + c[-1]] for c in every}, base, "wasserstein", **axes)
+    monkeypatch.setattr(plotting, "save", lambda figure, path: figures.append(figure))
+    names = plots.draw(table, tmp_path)
+    assert names == ["wasserstein.png", "wasserstein_by_calls.png", "pareto.png"]
+    for figure in figures:
+        assert figure.legends
+        for axis in figure.axes:
+            assert axis.get_legend() is None
+            assert not axis.patches  # no bars
+    panels = [axis for axis in figures[1].axes if axis.get_visible()]
+    assert [len(axis.containers) for axis in panels] == [4] * 6
 
 
 def test_the_front_is_of_those_that_none_beats_in_both():
