@@ -5,6 +5,7 @@
     python -m experiments.ablate losses --shard 1/4 --run-dir SHARED    # on one of four machines
     python -m experiments.ablate my_package.my_module:ABLATION --run-dir runs/mine
     python -m experiments.ablate status | report | verify runs/ablations/losses
+    python -m experiments.ablate status runs/mine --definition my_package.my_module:ABLATION
 
 The same command goes on with what a folder lacks. Rows are trained, stored, sharded and verified in
 groups that the definition fixes; see experiments/ablations.
@@ -14,20 +15,23 @@ import contextlib
 import dataclasses
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments import command
-from experiments.ablations import judging, report, statistics, store
-from experiments.ablations.catalogue import MAKERS, find
-from experiments.ablations.definition import SEED, Ablation, Group, groups, near, record, show
-from experiments.command import Refusal, refusing
+from experiments import command, fitting
+from experiments.ablations import judging, report, results, statistics, store
+from experiments.ablations.catalogue import MAKERS
+from experiments.ablations.definition import SEED, Ablation, Group, groups, record
+from experiments.ablations.fields import show
+from experiments.ablations.request import parse_only, parse_shard, reopen, resolve
+from experiments.command import Refusal
 from jaxdiff.training import loop
 
 Folder = Annotated[str, tyro.conf.Positional]
+Definition = str | None
 
 
 def command_of(name: str) -> Callable[..., None]:
@@ -48,15 +52,18 @@ def command_of(name: str) -> Callable[..., None]:
             run_dir: Folder of the results; the same command on it goes on.
             seeds: How many seeds; as many as the preset has unless given.
             seed: The first of them.
-            preset: How much.
+            preset: smoke runs every part in seconds; your own has it if it is a mapping of both.
             only: Run the groups that hold AXIS=VALUE; several of one axis are alternatives.
             shard: i/n: every n-th group, from the i-th on; i counts from 0, or from 1.
             quiet: Show no progress bar.
         """
         ablation = resolve(name, preset, seeds, seed)
         chosen = store.chosen(ablation, parse_only(ablation, only), parse_shard(shard))
-        resolved, tag = record(name, preset, ablation), shard.replace("/", "of")
-        run_groups(Path(run_dir), resolved, ablation, chosen, tag, quiet)
+        if preset == "full":
+            configs = [dataclasses.replace(g.config, **row) for g in chosen for row in g.rows()]
+            judged = [(c.ema_decay if c.average is None else c.average, c) for c in configs]
+            fitting.warn_of_start((decay, c.num_steps) for decay, c in judged)
+        run_groups(Path(run_dir), record(name, preset, ablation), ablation, chosen, quiet)
 
     if name in MAKERS:
         question, what = MAKERS[name]()["full"].question, (run.__doc__ or "").partition("\n")
@@ -66,10 +73,9 @@ def command_of(name: str) -> Callable[..., None]:
 
 def run_groups(
     directory: Path,
-    resolved: Mapping[str, Any],
+    resolved: dict[str, Any],
     ablation: Ablation,
     chosen: Sequence[Group],
-    tag: str = "",
     quiet: bool = True,
 ) -> None:
     """Run what is left of chosen groups and report all that is done.
@@ -79,24 +85,24 @@ def run_groups(
         resolved: the record of the ablation.
         ablation: what to run.
         chosen: its groups, or some of them.
-        tag: tells machines that write to one directory from each other.
         quiet: show no progress bar.
     """
-    store.claim(directory, resolved, tag)
-    left = [g for g in chosen if not store.group_path(directory, g.index).exists()]
+    ablation = store.claim(directory, resolved, ablation)
+    resolved = store.require_lock(directory)
+    left = [g for g in chosen if store.read_group(directory, ablation, g) is None]
     if not left and report.is_finished(directory, ablation):
         print(f"Report: {directory / command.REPORT}")
         return
     with stopping() as check, command.compiling_for(resolved["preset"]):
         for group in left:
-            if store.group_path(directory, group.index).exists():  # done elsewhere meanwhile
-                continue
+            if store.read_group(directory, ablation, group) is not None:
+                continue  # done elsewhere meanwhile
             with bar(group, quiet, check) as tick:
                 result = judging.run_group(ablation, group, tick)
-            store.write_group(directory, group, result, tag)
+            store.write_group(directory, group, result)
             seconds = sum(result["seconds"].values())
             print(f"group {group.index}, {group.title}: {seconds:.1f} s", flush=True)
-        count = report.write(directory, resolved, ablation, tag)
+        count = report.write(directory, resolved, ablation)
     total = len(groups(ablation))
     if count < total:
         print(f"{count} of {total} groups are done.")
@@ -104,51 +110,69 @@ def run_groups(
         print(f"Report: {directory / command.REPORT}")
 
 
-def status(directory: Folder) -> None:
+def status(directory: Folder, definition: Definition = None) -> None:
     """Say what is done in a folder and what is missing.
 
     Args:
         directory: Of an ablation.
+        definition: module:NAME of the ablation, where it is one of your own.
     """
-    resolved, ablation = reopen(Path(directory))
-    done, made = store.read_groups(Path(directory), ablation), groups(ablation)
-    rows = sum(len(result["rows"]) for result in done.values())
-    total = sum(len(group.members) * len(group.samplings) for group in made)
+    path = Path(directory)
+    resolved, ablation = reopen(path, definition)
+    lines, corrupt, done, made = [], [], [], groups(ablation)
+    for group in made:
+        try:
+            result = store.read_group(path, ablation, group)
+            state = "missing" if result is None else f"{sum(result['seconds'].values()):.1f} s"
+            done += [] if result is None else [group]
+        except store.Corrupt as error:
+            state = "corrupt"
+            corrupt.append(str(error))
+        lines.append(f"{group.index:4d}  {state:>9}  {group.title}")
+    rows, total = (sum(len(group.pairs) for group in each) for each in (done, made))
     print(
         f"{resolved['name']}, preset {resolved['preset']}, {len(ablation.seed_values)} seeds: "
         f"{len(done)} of {len(made)} groups done, {rows} of {total} rows"
     )
-    for group in made:
-        result = done.get(group.index)
-        state = "missing" if result is None else f"{sum(result['seconds'].values()):.1f} s"
-        print(f"{group.index:4d}  {state:>9}  {group.title}")
+    print("\n".join(lines))
+    if corrupt:
+        raise store.Corrupt("\n".join(corrupt))
 
 
-def report_command(directory: Folder) -> None:
+def report_command(directory: Folder, definition: Definition = None) -> None:
     """Make the tables, figures and report of what is done.
 
     Args:
         directory: Of an ablation.
+        definition: module:NAME of the ablation, where it is one of your own.
     """
-    resolved, ablation = reopen(Path(directory))
+    resolved, ablation = reopen(Path(directory), definition)
     if not report.write(Path(directory), resolved, ablation):
         raise Refusal(f"{directory} has no finished group yet. Run the ablation first.")
     print(f"Report: {Path(directory) / command.REPORT}")
 
 
-def verify(directory: Folder, num: int = 1, seed: int = 0, quiet: bool = False) -> None:
+def verify(
+    directory: Folder,
+    num: int = 1,
+    seed: int = 0,
+    definition: Definition = None,
+    quiet: bool = False,
+) -> None:
     """Run a random sample of groups again and say whether each row reproduces exactly.
 
     Args:
         directory: Of an ablation.
         num: How many groups.
         seed: Of the choice.
+        definition: module:NAME of the ablation, where it is one of your own.
         quiet: Show no progress bar.
     """
     if num < 1:
         raise Refusal(f"--num must be at least 1; got {num}.")
     path = Path(directory)
-    resolved, ablation = reopen(path)
+    resolved, ablation = reopen(path, definition)
+    store.check_random(path, resolved)
     done = store.read_groups(path, ablation)
     if not done:
         raise Refusal(f"{directory} has no finished group yet. Run the ablation first.")
@@ -165,108 +189,36 @@ def verify(directory: Folder, num: int = 1, seed: int = 0, quiet: bool = False) 
                 again[index] = judging.run_group(ablation, made[index], tick)
     wrong = 0
     for index in sampled:
-        for old, new in zip(done[index]["rows"], again[index]["rows"], strict=False):
+        for old, new in zip(done[index]["rows"], again[index]["rows"], strict=True):
             names = [k for k in {**old, **new} if old.get(k) != new.get(k)]
             wrong += bool(names)
             told = "; ".join(f"{k}: there {old.get(k)}, again {new.get(k)}" for k in names)
             fields = [*ablation.varied, SEED]
             title = ", ".join(f"{f}={show(new[f])}" for f in fields)
             print(f"{'DIFFERS' if names else 'reproduces':>10}  {title}  {told}".rstrip())
-        if len(done[index]["rows"]) != len(again[index]["rows"]):
-            wrong += 1
-            print(f"   DIFFERS  group {index} has {len(done[index]['rows'])} rows")
     wrong += table_differs(path, ablation, again)
     if wrong:
         raise Refusal(f"{wrong} of what was checked in {directory} does not reproduce.")
     print(f"{len(sampled)} of {len(done)} groups ran again: every row reproduces exactly.")
 
 
-def table_differs(path: Path, ablation: Ablation, results: dict[int, Any]) -> int:
+def table_differs(path: Path, ablation: Ablation, done: dict[int, Any]) -> int:
     """Count and print the lines of results.csv that are not those of the results."""
-    rows = store.ordered_rows(ablation, results)
+    rows = results.ordered_rows(ablation, done)
     summary = statistics.summarize(statistics.tabulate(ablation, rows))
-    wanted = store.results_csv(ablation, rows, summary).splitlines()
+    wanted = results.results_csv(ablation, rows, summary).splitlines()
     try:
-        found = (path / store.RESULTS).read_text().splitlines()
+        found = (path / results.RESULTS).read_text(errors="replace").splitlines()
     except OSError as error:
-        raise Refusal(f"{path / store.RESULTS} cannot be read: {error.strerror}.") from error
+        raise Refusal(f"{path / results.RESULTS} cannot be read: {error.strerror}.") from error
     wrong = [
         i for i in range(max(len(wanted), len(found))) if wanted[i : i + 1] != found[i : i + 1]
     ]
     for i in wrong:
-        print(f"   DIFFERS  {store.RESULTS} line {i + 1}: {''.join(found[i : i + 1]) or 'missing'}")
+        print(
+            f"   DIFFERS  {results.RESULTS} line {i + 1}: {''.join(found[i : i + 1]) or 'missing'}"
+        )
     return len(wrong)
-
-
-# --- What was asked for ---------------------------------------------------------------------
-
-
-def resolve(name: str, preset: str, seeds: int | None, seed: int | None) -> Ablation:
-    """Return the ablation that is asked for, or refuse it before anything trains."""
-    with refusing(ValueError, TypeError):
-        ablation = find(name, preset)
-        if seeds is not None and seeds < 1:
-            raise Refusal(f"--seeds must be at least 1; got {seeds}.")
-        if seed is not None and seed < 0:
-            raise Refusal(f"--seed must be at least 0; got {seed}.")
-        if seeds is not None or seed is not None:
-            axes = {f: v for f, v in ablation.axes.items() if f != SEED}
-            first = ablation.base.seed if seed is None else seed
-            ablation = dataclasses.replace(
-                ablation,
-                base=dataclasses.replace(ablation.base, seed=first),
-                axes=axes,
-                seeds=seeds or len(ablation.seed_values),
-            )
-    ablation.check()
-    return ablation
-
-
-def reopen(directory: Path) -> tuple[dict[str, Any], Ablation]:
-    """Return what a folder is locked for, as a record and as an ablation of today's code."""
-    resolved = store.require_lock(directory)
-    ablation = find(resolved["name"], resolved["preset"])
-    seeds, axes = resolved["seeds"], {f: v for f, v in ablation.axes.items() if f != SEED}
-    ablation = dataclasses.replace(
-        ablation,
-        base=dataclasses.replace(ablation.base, seed=seeds[0]),
-        axes=axes | {SEED: seeds},
-        seeds=len(seeds),
-    )
-    store.check_same(directory, resolved, record(resolved["name"], resolved["preset"], ablation))
-    return resolved, ablation
-
-
-def parse_only(ablation: Ablation, only: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the asked values by axis; refuse an axis or a value that there is not."""
-    axes = {**ablation.varied, SEED: ablation.seed_values}
-    asked: dict[str, list[Any]] = {}
-    for each in only:
-        field, equals, text = each.partition("=")
-        if not equals:
-            raise Refusal(f"--only takes AXIS=VALUE; got {each}.")
-        if field not in axes:
-            raise Refusal(
-                f"--only {each}: there is no axis {field}; nearest: {near(field, axes)}. "
-                f"Axes: {', '.join(axes)}."
-            )
-        matching = [value for value in axes[field] if text in (show(value), str(value))]
-        if not matching:
-            values = [show(value) for value in axes[field]]
-            raise Refusal(
-                f"--only {each}: axis {field} has no value {text}; nearest: {near(text, values)}. "
-                f"Values: {', '.join(values)}."
-            )
-        asked.setdefault(field, []).extend(matching)
-    return asked
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Return (i, n) of i/n."""
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and 0 < int(count) >= int(index)):
-        raise Refusal(f"--shard must be i/n with i in 0..n-1 or in 1..n; got {text}.")
-    return int(index), int(count)
 
 
 # --- How it is carried out ------------------------------------------------------------------

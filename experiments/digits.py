@@ -99,7 +99,7 @@ def train(
         run_dir: Folder of the run; the same command on it resumes.
         config: What the run is.
         running: How it is carried out.
-        preset: What options not given are.
+        preset: What options that are not given are set to; smoke runs all in a minute.
         evaluate: Judge the run at its end, unless a report of its last step is there.
         eval_split: The split that judges, such as validation; test unless given.
         quiet: Show no progress.

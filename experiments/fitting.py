@@ -3,7 +3,8 @@
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,6 +58,8 @@ class TrainingConfig(Protocol):
     def checkpoint_every(self) -> int: ...  # noqa: D102
 
 
+INITIAL_SHARE = 0.05
+"""How much of an average may be the initial parameters before it is said."""
 MAIN = "main"
 """The name of the average of `ema_decay` where others are kept beside it."""
 NONFINITE = "nonfinite.json"
@@ -92,6 +95,26 @@ def ema_decays(config: TrainingConfig) -> ema.EmaDecay:
     more = {f"{decay:g}": decay for decay in getattr(config, "more_ema_decays", ())}
     wide = {f"std_{std:g}": ema.PowerDecay(std) for std in getattr(config, "ema_stds", ())}
     return {MAIN: config.ema_decay, **more, **wide} if more or wide else config.ema_decay
+
+
+def warn_of_start(averages: Iterable[tuple[float | ema.PowerDecay, int]]) -> None:
+    """Say on stderr which averages still hold much of the initial parameters at the end of a run.
+
+    Args:
+        averages: (decay, number of steps) of each.
+    """
+    told = {
+        (decay, num_steps): ema.initial_share(decay, num_steps) for decay, num_steps in averages
+    }
+    for (decay, num_steps), share in told.items():
+        if share > INITIAL_SHARE:
+            print(
+                f"warning: after {num_steps} steps {share:.0%} of the average of decay {decay:g} "
+                "is still the initial parameters. Train longer, or take a decay of at most "
+                f"{max(0.0, 1.0 - 10.0 / num_steps):.4g} (1 - 10 / steps).",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def main_average(config: TrainingConfig, averages: PyTree) -> PyTree:
@@ -201,6 +224,9 @@ def fit(
         start = int(state.step)
         if start >= config.num_steps:
             return distributed.gather(main_average(config, state.ema))
+        if distributed.is_main():
+            named = decays if isinstance(decays, Mapping) else {MAIN: decays}
+            warn_of_start((decay, config.num_steps) for decay in named.values())
         batches = batches_from(start)
 
         def update_of(axis_name: str | None, accumulate: int) -> training.Update:

@@ -67,7 +67,7 @@ class Config:
     prediction: Kind = "v"
     """What the network predicts."""
     loss_on: Kind = "eps"
-    """Whose squared error is averaged."""
+    """The quantity whose squared error is the loss; predictions are turned into it first."""
     log_snr_low: LogSnr = -8.0
     """Log-SNR of the noisiest training times."""
     log_snr_high: LogSnr = 11.0
@@ -252,7 +252,7 @@ def main_command(
     Args:
         run_dir: Folder of the run; the same command on it resumes.
         config: What the run is.
-        preset: What options not given are.
+        preset: What options that are not given are set to; smoke runs all in a minute.
         quiet: Show no progress bar.
     """
     check(config)

@@ -1,6 +1,7 @@
 """What ablations are made of: groups, seeds side by side, comparisons; what kills do to them."""
 
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -22,14 +23,16 @@ from experiments.ablations import (
     judging,
     plane,
     plots,
+    report,
     statistics,
     store,
     training,
 )
 from experiments.ablations.catalogue import MAKERS
-from experiments.ablations.definition import Ablation, cells, fit_type, groups, record
+from experiments.ablations.definition import Ablation, cells, groups, record
+from experiments.ablations.fields import fit_type
 from experiments.benches import seeds as seeds_bench
-from jaxdiff import data
+from jaxdiff import data, plotting
 from jaxdiff import training as library
 from jaxdiff.training.loop import STOPPED_EXIT_CODE
 
@@ -123,17 +126,49 @@ def test_neither_only_nor_shards_change_groups():
 
 def test_axes_of_sampling_and_of_numbers_share_a_group():
     ablation = tiny(
+        base=dataclasses.replace(TINY, process="vp"),
+        measures=("wasserstein",),
         axes={
             "loss": ("denoising", "sliced"),
             "ema_decay": (0.9, 0.5),
             "beta_max": (20.0, 10.0),
             "sampler": ("heun", "ddim"),
-        }
+        },
     )
     made = groups(ablation)
     assert [group.fixed for group in made] == [{"loss": "denoising"}, {"loss": "sliced"}]
     assert len(made[0].members) == 2 * 2 * 2
     assert len(made[0].samplings) == 2
+
+
+def test_what_a_config_does_not_read_makes_no_rows():
+    axes = {"process": ("vp", "cosine"), "beta_max": (20.0, 10.0, 5.0)}
+    ablation = tiny(base=dataclasses.replace(TINY, process="vp"), axes=axes)
+    assert cells(ablation) == [
+        *({"process": "vp", "beta_max": value} for value in (20.0, 10.0, 5.0)),
+        {"process": "cosine", "beta_max": 20.0},
+    ]
+    assert [len(list(group.rows())) for group in groups(ablation)] == [6, 2]
+    only = ablate.parse_only(ablation, ["process=cosine", "beta_max=10"])
+    assert store.chosen(ablation, only, (0, 1)) == []
+    values = {tuple(c.values()): [10.0 * i, 10.0 * i + 1.0] for i, c in enumerate(cells(ablation))}
+    table = made_table(values, base=ablation.base, **axes)
+    found = {each.name: each.mean for each in statistics.effects(table, "score_error")}
+    assert found == pytest.approx({"process=cosine": 30.0, "beta_max=10": 10.0, "beta_max=5": 20.0})
+
+
+def test_an_average_in_the_plane_forgets_its_start():
+    for num_steps in (10, 1000, 14_000):
+        config = plane.Config(num_steps=num_steps)
+        assert library.ema.initial_share(config.ema_decay, num_steps) < 1e-4
+    assert plane.Config(ema_decay=0.5).ema_decay == 0.5
+
+
+def test_averages_that_remember_their_start_are_said(capsys):
+    fitting.warn_of_start([(0.9997, 1000), (0.99, 1000), (0.9997, 1000)])
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "after 1000 steps 74% of the average of decay 0.9997 is still the initial" in told
+    assert "at most 0.99 " in told
 
 
 def test_an_axis_over_seeds_gives_them():
@@ -176,6 +211,16 @@ def test_a_diverged_run_is_empty_and_hurts_no_other(tmp_path):
     ("options", "error", "match"),
     [
         ({"axes": {"beta_mx": (1.0,)}}, ValueError, "beta_mx.*nearest: `beta_max`"),
+        ({"axes": {"network": ("mlp",)}}, ValueError, "`network` is no field.*vary `width` and"),
+        ({"axes": {"xyz": (1,)}}, ValueError, "`xyz` is no field.*There are: `.*`learning_rate`"),
+        ({"axes": {"width": 8}}, TypeError, "`width` must hold a tuple of values; got 8"),
+        ({"axes": {"beta_max": (8.0, 20.0)}}, ValueError, "`beta_max` changes nothing.*cosine has"),
+        ({"axes": {"log_every": (100, 9)}}, ValueError, "`log_every` changes nothing at 9"),
+        ({"axes": {"sampler": ("heun", "ddim")}}, ValueError, "no measure is of samples"),
+        ({"measures": "score_error"}, ValueError, "`measures` must be a tuple of names"),
+        ({"measures": ("bend", "bend")}, ValueError, "each once"),
+        ({"seeds": 2.0}, TypeError, "`seeds` must be a whole number; got 2.0"),
+        ({"axes": {"seed": (0, 2**32)}}, ValueError, "`seed` must lie in 0..4294967295"),
         ({"axes": {"learning_rte": (1.0,)}}, ValueError, "nearest: `learning_rate`"),
         ({"axes": {"beta_max": (20.0, "big")}}, TypeError, "`beta_max` takes float; got 'big'"),
         ({"axes": {"width": (8, 8.5)}}, TypeError, "`width` takes int; got 8.5"),
@@ -186,7 +231,7 @@ def test_a_diverged_run_is_empty_and_hurts_no_other(tmp_path):
         ({"axes": {"beta_max": (20.0, float("nan"))}}, ValueError, "finite"),
         ({"measures": ("score_eror",)}, ValueError, "nearest: `score_error`"),
         ({"base": toy2d.Config()}, TypeError, "must be a .*plane.Config"),
-        ({"seeds": 0}, ValueError, "needs a measure and a seed"),
+        ({"seeds": 0}, ValueError, "`seeds` must be at least 1"),
     ],
 )
 def test_an_axis_that_cannot_be_meant_fails_before_anything_trains(options, error, match):
@@ -195,9 +240,11 @@ def test_an_axis_that_cannot_be_meant_fails_before_anything_trains(options, erro
 
 
 def test_a_resolved_ablation_is_what_json_makes_of_it():
-    resolved = record("mine", "full", tiny(axes={"more_ema_decays": ((), (0.5,))}))
+    base = dataclasses.replace(TINY, more_ema_decays=(0.5, 0.7))
+    resolved = record("mine", "full", tiny(base=base, axes={"width": (8, 16)}))
     assert json.loads(json.dumps(resolved)) == resolved
-    assert resolved["axis.more_ema_decays"] == [[], [0.5]]
+    assert resolved["base.more_ema_decays"] == [0.5, 0.7]
+    assert resolved["axis.width"] == [8, 16]
 
 
 def test_values_become_what_their_field_is():
@@ -218,6 +265,7 @@ def test_an_ablation_of_ones_own_is_refused_or_run(tmp_path, monkeypatch, capsys
         "    return Ablation('Mine?', plane.WORLD, base, axes, ('score_error',), seeds=1)\n"
         "MINE = make(clip_norm=(1.0, 2.0))\n"
         "BAD = make(batch_size=(16, -1))\n"
+        "BOTH = {'full': MINE, 'smoke': make(clip_norm=(1.0,))}\n"
         "def __getattr__(name):\n"
         "    return make(clip_nrm=(1.0,))\n"
     )
@@ -231,17 +279,23 @@ def test_an_ablation_of_ones_own_is_refused_or_run(tmp_path, monkeypatch, capsys
         assert not out.exists()
     assert ablate.main(["my_ablation:MINE", "--run-dir", str(out)]) == 0
     assert [row["clip_norm"] for row in rows_of(out)] == ["1", "2"]
-    assert ablate.main(["verify", str(out)]) == 0
+    assert ablate.main(["verify", str(out), "--definition", "my_ablation:MINE"]) == 0
+    smoke = ["--preset", "smoke", "--run-dir", str(tmp_path / "smoke")]
+    assert ablate.main(["my_ablation:MINE", *smoke]) == 1
+    assert "has no preset smoke" in capsys.readouterr().err
+    assert ablate.main(["my_ablation:BOTH", *smoke]) == 0
+    assert len(rows_of(tmp_path / "smoke")) == 1
 
 
 # --- Statistics ----------------------------------------------------------------------------
 
 
-def made_table(values, **axes):
-    ablation = tiny(axes=axes, seeds=len(next(iter(values.values()))))
+def made_table(values, base=TINY, measure="score_error", **axes):
+    seeds = len(next(iter(values.values())))
+    ablation = tiny(base=base, axes=axes, seeds=seeds, measures=(measure,))
     rows = [
-        {**dict(zip(axes, cell, strict=True)), "seed": i, "score_error": value}
-        | {"nfe": None, "train_flops": 1.0, "sample_flops": None}
+        {**dict(zip(axes, cell, strict=True)), "seed": i, measure: value}
+        | {"nfe": axes.get("sample_steps") and cell[-1], "train_flops": 1.0, "sample_flops": None}
         for cell, each in values.items()
         for i, value in enumerate(each)
     ]
@@ -280,6 +334,64 @@ def test_an_axis_is_judged_with_the_others_averaged_over():
     table = made_table(values, width=(8, 16), depth=(1, 2))
     found = {each.name: each.mean for each in statistics.effects(table, "score_error")}
     assert found == pytest.approx({"width=16": 1.125, "depth=2": 1.375})
+
+
+def told(table):
+    """Return the report of a table."""
+    name = table.ablation.measures[0]
+    found = [{name: fn(table, name)} for fn in (statistics.compare, statistics.effects)]
+    lock = {"preset": "full", "name": "mine"}
+    return report.report(lock, table, {}, *found, figures=[])
+
+
+def test_a_report_says_which_runs_diverged_and_only_then():
+    values = {(8,): [1.0, 2.0], (16,): [1.5, np.nan], (32,): [np.nan, np.nan]}
+    text = told(made_table(values, width=(8, 16, 32)))
+    assert "| 16 | *1 of 2 diverged* |" in text
+    assert "| 32 | *diverged* |" in text
+    assert "*Diverged*: a run did" in text
+    assert "There is no other; 2 diverged." in text
+    text = told(made_table({(8,): [1.0, 2.0], (16,): [1.5, 2.0]}, width=(8, 16)))
+    assert "iverged" not in text
+
+
+def test_a_report_says_what_is_not_run_and_what_stands_in_a_line_above():
+    base = dataclasses.replace(TINY, process="vp")
+    values = {("vp", 20.0): [1.0, 2.0], ("vp", 8.0): [1.0, 2.0], ("cosine", 20.0): [2.0, 3.0]}
+    text = told(made_table(values, base=base, process=("vp", "cosine"), beta_max=(20.0, 8.0)))
+    assert "`beta_max` other than 20, 1 combination: process cosine has no range of beta." in text
+    ablation = tiny(measures=("wasserstein", "bend"), axes={"sampler": ("heun", "ddim")})
+    rows = [
+        {"sampler": sampler, "seed": seed, "wasserstein": 1.0, "bend": 0.25}
+        | {"nfe": 5, "train_flops": 1.0, "sample_flops": 1.0}
+        for sampler in ("heun", "ddim")
+        for seed in (0, 1)
+    ]
+    text = told(statistics.tabulate(ablation, rows))
+    assert "| ddim | 1 ± 0 ≈ | (0.25 ± 0) |" in text
+    assert "In brackets: as in a line above" in text
+
+
+def test_no_panel_has_more_lines_than_colors_nor_a_legend_over_the_data(tmp_path, monkeypatch):
+    axes = {
+        "process": ("vp", "cosine", "flow"),
+        "prediction": ("v", "eps"),
+        "sampler": ("heun", "ddim", "euler", "unipc_2"),
+        "sample_steps": (50, 5),
+    }
+    base, figures = dataclasses.replace(TINY, process="vp"), []
+    every = itertools.product(*axes.values())
+    table = made_table({c: [1.0, 1.0 + c[-1]] for c in every}, base, "wasserstein", **axes)
+    monkeypatch.setattr(plotting, "save", lambda figure, path: figures.append(figure))
+    names = plots.draw(table, tmp_path)
+    assert names == ["wasserstein.png", "wasserstein_by_calls.png", "pareto.png"]
+    for figure in figures:
+        assert figure.legends
+        for axis in figure.axes:
+            assert axis.get_legend() is None
+            assert not axis.patches  # no bars
+    panels = [axis for axis in figures[1].axes if axis.get_visible()]
+    assert [len(axis.containers) for axis in panels] == [4] * 6
 
 
 def test_the_front_is_of_those_that_none_beats_in_both():
@@ -326,11 +438,13 @@ def check_kills(tmp_path, times):
 
 
 def test_a_signal_stops_between_two_steps_and_stores_no_half(tmp_path, monkeypatch, capsys):
+    real = judging.run_group
+
     def run_group(ablation, group, tick):
         if group.index == 1:
             signal.raise_signal(signal.SIGTERM)
         tick(1)
-        return {"group": group.index, "rows": [], "seconds": {"train": 0.0}}
+        return real(ablation, group, tick)
 
     monkeypatch.setattr(judging, "run_group", run_group)
     command = ["losses", "--preset", "smoke", "--quiet", "--run-dir", str(tmp_path)]

@@ -1,26 +1,117 @@
-"""Every line of code in the README runs, and what it says of itself holds."""
+"""Every block of code in the documents runs alone, and what they say of themselves holds."""
 
+import contextlib
+import functools
+import importlib
 import pathlib
 import re
+import shlex
 
 import jax
 import pytest
+import tyro
+
+from experiments import command
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+DOCUMENTS = {
+    path.name: path.read_text()
+    for path in (ROOT / "README.md", ROOT / "experiments" / "pod.md", *ROOT.glob("*.md"))
+}
+README = DOCUMENTS["README.md"]
+BLOCKS = [
+    pytest.param(code, id=f"{name}-{i}")
+    for name, text in DOCUMENTS.items()
+    for i, code in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+]
 
 
-def test_python_blocks_run_in_order_and_say_what_is_true(capsys):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def commands():
+    """Return (experiment, arguments) of every command in the documents, each once."""
+    found = {}
+    for text in DOCUMENTS.values():
+        whole = re.sub(r"\\\n\s*", " ", text)
+        for name, rest in re.findall(r"-m experiments\.(\w+)([^\n#'`\]]*)", whole):
+            found[name, tuple(shlex.split(rest))] = None
+    return list(found)
+
+
+def run(code):
+    """Run a block in a namespace of its own; return it."""
+    names = {"__name__": "readme"}
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        names = {}
         exec(compile(code, "README.md", "exec"), names)
-    printed = capsys.readouterr().out
-    share = float(re.search(r"([\d.]+) of the samples", printed)[1])
-    stderr = (0.3 * 0.7 / 1000) ** 0.5
-    assert abs(share - 0.30) < 4 * stderr + 0.005  # 100 Euler steps
-    assert abs(names["log_prob"] - names["mixture"].log_prob(names["x"])).max() < 0.05
-    assert float(names["metrics"]["loss"]) < 0.95  # 1.0 predicts nothing
+    return names
+
+
+def block_with(text):
+    (code,) = [each.values[0] for each in BLOCKS if text in each.values[0]]
+    return code
+
+
+TRUE = {
+    "def generate": lambda names, said: (
+        abs(float(re.search(r"([\d.]+) of the samples", said)[1]) - 0.30)
+        < 4 * (0.3 * 0.7 / 1000) ** 0.5 + 0.005  # 100 Euler steps
+    ),
+    "likelihood.log_prob": lambda names, said: (
+        abs(names["log_prob"] - names["mixture"].log_prob(names["x"])).max() < 0.05
+    ),
+    "for step in range(100)": lambda names, said: (
+        float(names["metrics"]["loss"]) < 0.95  # 1.0 predicts nothing
+    ),
+    "axis_name=parallel.AXIS": lambda names, said: (
+        abs(float(names["by_pmap"]["loss"] - names["by_mesh"]["loss"])) < 1e-5
+    ),
+    "flax.linen": lambda names, said: "8 losses" in said,
+}
+"""What holds after a block that holds a text: (its names, what it printed) -> whether."""
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_a_python_block_runs_alone_and_says_what_is_true(code, capsys):
+    names = run(code)
+    said = capsys.readouterr().out
+    for text, holds in TRUE.items():
+        assert text not in code or holds(names, said)
+
+
+def test_what_is_known_to_be_true_is_of_blocks_that_are_there():
+    for text in TRUE:
+        assert block_with(text)
+
+
+def test_its_ablation_is_one_whose_averages_forget_their_start():
+    names = run(block_with("MINE = Ablation("))
+    config = names["MINE"].base
+    names["MINE"].check()
+    assert config.ema_decay**config.num_steps < 1e-3
+
+
+def inert(fn):
+    """Return a command that takes the same options and does nothing."""
+    if isinstance(fn, functools.partial):
+        return functools.partial(inert(fn.func), *fn.args, **fn.keywords)
+    return functools.wraps(fn)(lambda *args, **options: None)
+
+
+@pytest.mark.parametrize(("name", "words"), commands(), ids=lambda x: str(x))
+def test_a_command_in_the_documents_can_be_read(name, words, monkeypatch):
+    def read(prog, found, argv):
+        if callable(found):
+            tyro.cli(inert(found), prog=prog, args=list(argv))
+        else:
+            tyro.extras.subcommand_cli_from_dict(
+                {key: inert(fn) for key, fn in found.items()}, prog=prog, args=list(argv)
+            )
+        return 0
+
+    monkeypatch.setattr(command, "run", read)
+    module = importlib.import_module(f"experiments.{name}")
+    with contextlib.ExitStack() as stack:
+        if "--help" in words:
+            stack.enter_context(pytest.raises(SystemExit, match="0"))
+        assert module.main(list(words)) == 0
 
 
 def test_the_files_it_names_exist():

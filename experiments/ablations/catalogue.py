@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.ablations import images, plane
-from experiments.ablations.definition import Ablation, near
+from experiments.ablations.definition import Ablation
+from experiments.ablations.fields import near
 from experiments.ablations.learned import LEARNED
 from experiments.command import Refusal
 
 Presets = Mapping[str, Ablation]
 """By name: full, and smoke, which runs every part in seconds."""
+
+FULL = "full"
+"""The preset that an ablation without presets is."""
 
 _PLANE_SMOKE: dict[str, Any] = {
     "width": 8,
@@ -255,16 +259,22 @@ MAKERS = {
 def find(name: str, preset: str) -> Ablation:
     """Return an ablation of the catalogue, or one of the form `module:attribute`.
 
-    The attribute is an `Ablation`, or a mapping of presets to them.
+    The attribute is an `Ablation`, or a mapping of presets to them. The module is imported, so its
+    name must come from who asks, never from a file.
 
     Raises:
         Refusal: if there is none of the name, or it cannot be meant.
     """
     if name in MAKERS:
-        return MAKERS[name]()[preset]
+        presets = MAKERS[name]()
+        if preset not in presets:
+            raise Refusal(f"{name} has no preset {preset}; it has {', '.join(presets)}.")
+        return presets[preset]
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise Refusal(f"there is no ablation {name}; nearest: {near(name, MAKERS)}.")
+        raise Refusal(
+            f"there is no ablation {name}; {near(name, MAKERS)} One of your own is module:NAME."
+        )
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
@@ -273,6 +283,12 @@ def find(name: str, preset: str) -> Ablation:
         if preset not in found:
             raise Refusal(f"{name} has no preset {preset}; it has {', '.join(found)}.")
         found = found[preset]
+    elif preset != FULL and isinstance(found, Ablation):
+        raise Refusal(
+            f"{name} is one Ablation, so it has no preset {preset}. To have one, let {attribute} "
+            f'be {{"{FULL}": ..., "{preset}": ...}}, the other with a smaller base, as '
+            "dataclasses.replace gives it."
+        )
     if not isinstance(found, Ablation):
         raise Refusal(f"{name} is no Ablation but {type(found).__name__}.")
     return found

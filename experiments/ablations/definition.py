@@ -6,81 +6,26 @@ weighting parameters) change neither shapes nor program, and train side by side 
 change the program: each combination of them is a group. So groups follow from the definition and
 the number of seeds alone, never from what is asked for or done already: the same seed alone and
 beside others differs in its last bits.
+
+A combination in which a field is not read (the beta range, where the process is cosine) is run for
+one value of it, the base's: the other values would be the same runs again. A value that is read in
+no combination is refused.
 """
 
 import dataclasses
-import difflib
 import itertools
-import json
-import math
-import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from experiments.ablations.fields import as_json, fit_type, near, show
+from experiments.ablations.world import World
+from jaxdiff import checks
 from jaxdiff.training.run import config_hash
-from jaxdiff.typing import Array, Batch, LossFn, PyTree
 
 SEED = "seed"
-
-
-class Measure(NamedTuple):
-    """A figure of merit.
-
-    Attributes:
-        label: for readers.
-        sampled: whether it is of samples, and so depends on the sampling fields.
-        higher_is_better: otherwise the smallest is best.
-    """
-
-    label: str
-    sampled: bool = False
-    higher_is_better: bool = False
-
-
-class Problem(NamedTuple):
-    """What the members of a group share. Their configs have traced numbers and a key for a seed.
-
-    Attributes:
-        init_params: (config) -> initial parameters.
-        loss: (config) -> the loss.
-        table: (config, its numbers known) -> arrays of a member's own, such as its data order.
-        batch: (config, table, step) -> the batch of a step.
-        measure: (name, config to sample by, members, params with a leading axis of members,
-            samples or None) -> values (M,).
-        draw: (config to sample by, members, params) -> samples (M, N, ...).
-        calls: (config to sample by) -> evaluations of the network a sample.
-        call_flops: () -> operations of one evaluation for one sample, None where unknown.
-    """
-
-    init_params: Callable[[Any], PyTree]
-    loss: Callable[[Any], LossFn]
-    table: Callable[[Any], PyTree]
-    batch: Callable[[Any, PyTree, Array], Batch]
-    measure: Callable[..., Sequence[float]]
-    draw: Callable[..., Any]
-    calls: Callable[[Any], int]
-    call_flops: Callable[[], float | None]
-
-
-class World(NamedTuple):
-    """What a kind of data brings to an ablation.
-
-    Attributes:
-        config: the dataclass of its configs.
-        numbers: fields that may be traced.
-        sampling: fields that a trained run is sampled by.
-        measures: what can be measured, by name.
-        check: refuses a config that cannot be meant.
-        problem: makes the problem of a group's config.
-    """
-
-    config: type
-    numbers: frozenset[str]
-    sampling: frozenset[str]
-    measures: Mapping[str, Measure]
-    check: Callable[[Any], None]
-    problem: Callable[[Any], Problem]
+MAX_SEED = 2**32 - 1
+"""The last seed; keys hold 32 bits of one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +38,7 @@ class Group:
         fixed: those values, by field.
         members: what each trained run has of its own, by field; the seed last.
         samplings: how each is sampled, by field.
+        pairs: the rows: which member is sampled how, as indices into the two above.
     """
 
     index: int
@@ -100,6 +46,12 @@ class Group:
     fixed: dict[str, Any]
     members: tuple[dict[str, Any], ...]
     samplings: tuple[dict[str, Any], ...]
+    pairs: tuple[tuple[int, int], ...]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the values that each row has on the axes, and its seed."""
+        for member, sampling in self.pairs:
+            yield {**self.fixed, **self.members[member], **self.samplings[sampling]}
 
     @property
     def title(self) -> str:
@@ -119,10 +71,12 @@ class Ablation:
         measures: names of measures, the first of which decides.
         seeds: how many, from the base's seed on; an axis over the seed gives them instead.
         learned: what the authors' run of it taught, for readers.
+        hashed: the fields that rows' hashes are of; all unless given. A folder that was begun
+            before a field was added goes on with those that there were.
 
     Raises:
-        ValueError: if an axis names no field, is empty, repeats or lacks the base's value, or a
-            measure is unknown; the nearest name is given.
+        ValueError: if an axis names no field, is empty, repeats, lacks the base's value or has one
+            that changes nothing, a measure is unknown, or a seed out of range.
         TypeError: if a value has another type than its field, or the base is of another world.
     """
 
@@ -133,29 +87,76 @@ class Ablation:
     measures: Sequence[str]
     seeds: int = 3
     learned: str = ""
+    hashed: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, self.world.config):
-            wanted = f"{self.world.config.__module__}.{self.world.config.__name__}"
-            raise TypeError(f"`base` must be a {wanted}; got a {type(self.base).__name__}.")
-        hints = typing.get_type_hints(self.world.config)
-        axes = {}
+            raise TypeError(f"`base` must be a {self._config_name}; got {checks.shown(self.base)}.")
+        checks.count("seeds", self.seeds)
+        hints, axes = typing.get_type_hints(self.world.config), {}
         for field, values in self.axes.items():
             if field not in hints:
-                raise ValueError(f"axis `{field}` names no field; nearest: `{near(field, hints)}`.")
+                raise ValueError(self._no_axis(field, hints))
+            if not isinstance(values, list | tuple):
+                raise TypeError(
+                    f"axis `{field}` must hold a tuple of values; got {checks.shown(values)}."
+                )
             axes[field] = tuple(fit_type(field, hints[field], value) for value in values)
             if not values or len(set(axes[field])) < len(values):
                 raise ValueError(f"axis `{field}` must hold values, each once; got {values}.")
             base = getattr(self.base, field)
             if field != SEED and base not in axes[field]:
                 raise ValueError(f"axis `{field}` must hold the base's {base!r}; got {values}.")
+        object.__setattr__(self, "axes", axes)
+        self._check_measures()
+        for seed in self.seed_values:
+            if not 0 <= seed <= MAX_SEED:
+                raise ValueError(f"`seed` must lie in 0..{MAX_SEED}; got {seed}.")
+        self._check_that_axes_are_read()
+
+    @property
+    def _config_name(self) -> str:
+        return f"{self.world.config.__module__}.{self.world.config.__name__}"
+
+    def _no_axis(self, field: str, hints: Mapping[str, Any]) -> str:
+        told = self.world.notes.get(field) or near(field, hints, "`")
+        return f"axis `{field}` is no field of {self._config_name}, so it cannot vary; {told}"
+
+    def _check_measures(self) -> None:
+        if isinstance(self.measures, str) or not self.measures:
+            raise ValueError(f"`measures` must be a tuple of names; got {self.measures!r}.")
+        if len(set(self.measures)) < len(self.measures):
+            raise ValueError(f"`measures` must name each once; got {self.measures}.")
         for name in self.measures:
             if name not in self.world.measures:
-                nearest = near(name, self.world.measures)
-                raise ValueError(f"measure `{name}` is unknown; nearest: `{nearest}`.")
-        if not self.measures or self.seeds < 1:
-            raise ValueError("an ablation needs a measure and a seed.")
-        object.__setattr__(self, "axes", axes)
+                told = near(name, self.world.measures, "`")
+                raise ValueError(f"measure `{name}` is unknown; {told}")
+
+    def _check_that_axes_are_read(self) -> None:
+        made = cells(self)
+        for field, values in self.varied.items():
+            dead = [v for v in values if all(cell[field] != v for cell in made)]
+            if dead:
+                why = self.unread(dataclasses.replace(self.base, **{field: dead[0]}))
+                reason = why.get(field) or "other axes decide that it is not read"
+                raise ValueError(
+                    f"axis `{field}` changes nothing at {', '.join(map(show, dead))}: {reason}. "
+                    "Take it out, or vary what makes runs read it."
+                )
+
+    def unread(self, config: Any) -> dict[str, str]:
+        """Return why a run of a config does not read a field that varies, by field."""
+        found = dict(self.world.unread(config))
+        if not any(self.world.measures[name].sampled for name in self.measures):
+            why = "no measure is of samples"
+            found |= dict.fromkeys(self.world.sampling - {"average"}, why)
+        return {field: why for field, why in found.items() if field in self.varied}
+
+    def applies(self, config: Any) -> bool:
+        """Whether a config is a row: whether all that it does not read is as the base has it."""
+        return all(
+            getattr(config, field) == getattr(self.base, field) for field in self.unread(config)
+        )
 
     @property
     def varied(self) -> dict[str, tuple[Any, ...]]:
@@ -176,9 +177,8 @@ class Ablation:
     def check(self) -> None:
         """Refuse what any of the configs cannot mean, before anything trains."""
         for group in groups(self):
-            for member in group.members:
-                for sampling in group.samplings:
-                    self.world.check(dataclasses.replace(group.config, **member, **sampling))
+            for row in group.rows():
+                self.world.check(dataclasses.replace(group.config, **row))
 
 
 def groups(ablation: Ablation) -> list[Group]:
@@ -189,21 +189,49 @@ def groups(ablation: Ablation) -> list[Group]:
     fixed = {f: v for f, v in ablation.varied.items() if f not in numbers and f not in sampling}
     members = tuple(product(numbers | {SEED: ablation.seed_values}))
     samplings = tuple(product(sampling))
-    return [
-        Group(i, dataclasses.replace(base, **values), values, members, samplings)
-        for i, values in enumerate(product(fixed))
-    ]
+    made: list[Group] = []
+    for values in product(fixed):
+        config = dataclasses.replace(base, **values)
+        rows = [
+            (member, how)
+            for how in samplings
+            for member in members
+            if ablation.applies(dataclasses.replace(config, **member, **how))
+        ]
+        kept = tuple(member for member in members if any(member == m for m, _ in rows))
+        hows = tuple(how for how in samplings if any(how == h for _, h in rows))
+        pairs = tuple((kept.index(member), hows.index(how)) for member, how in rows)
+        if rows:
+            made.append(Group(len(made), config, values, kept, hows, pairs))
+    return made
 
 
 def cells(ablation: Ablation) -> list[dict[str, Any]]:
-    """Return all combinations of the axes, the last of which changes fastest."""
-    return list(product(ablation.varied))
+    """Return the combinations of the axes that are run, the last axis changing fastest."""
+    return [
+        values
+        for values in product(ablation.varied)
+        if ablation.applies(dataclasses.replace(ablation.base, **values))
+    ]
 
 
-def row_hash(group: Group, member: Mapping[str, Any], sampling: Mapping[str, Any]) -> str:
+def left_out(ablation: Ablation) -> dict[tuple[str, str], int]:
+    """Return how many combinations are not run, by a field that they do not read, and why."""
+    count: dict[tuple[str, str], int] = {}
+    for values in product(ablation.varied):
+        config = dataclasses.replace(ablation.base, **values)
+        for field, why in ablation.unread(config).items():
+            if getattr(config, field) != getattr(ablation.base, field):
+                count[field, why] = count.get((field, why), 0) + 1
+                break
+    return count
+
+
+def row_hash(ablation: Ablation, config: Any) -> str:
     """Return the hash of the whole config of a row."""
-    config = dataclasses.replace(group.config, **member, **sampling)
-    return config_hash(dataclasses.asdict(config))
+    whole = dataclasses.asdict(config)
+    hashed = whole.keys() if ablation.hashed is None else ablation.hashed
+    return config_hash({field: value for field, value in whole.items() if field in hashed})
 
 
 def record(name: str, preset: str, ablation: Ablation) -> dict[str, Any]:
@@ -213,54 +241,9 @@ def record(name: str, preset: str, ablation: Ablation) -> dict[str, Any]:
     own = {"name": name, "preset": preset, "seeds": list(ablation.seed_values)}
     whole = {**own, "measures": list(ablation.measures), **axes, **base}
     del whole["base.seed"]
-    return json.loads(json.dumps(whole))  # tuples are lists there
+    return as_json(whole)
 
 
 def product(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Return all combinations of values by field, the last field changing fastest."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-
-
-def show(value: Any) -> str:
-    """Return a value as tables and `--only` write it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def near(name: str, known: Any) -> str:
-    """Return the known name that looks most like one."""
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
-
-
-# --- Types ----------------------------------------------------------------------------------
-
-
-def fit_type(field: str, hint: Any, value: Any) -> Any:
-    """Return a value as its field's type has it; an int becomes a float where one is meant.
-
-    Raises:
-        TypeError: if it has another type.
-        ValueError: if it is not one of the names or not finite.
-    """
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return fit_type(field, next(arg for arg in args if arg is not type(None)), value)
-    if origin is Literal:
-        if value not in args:
-            nearest = near(str(value), map(str, args))
-            raise ValueError(f"axis `{field}` has no value {value!r}; nearest: {nearest!r}.")
-        return value
-    if origin is tuple and isinstance(value, tuple | list):
-        return tuple(fit_type(field, args[0], each) for each in value)
-    wanted = origin or hint
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        kind = getattr(wanted, "__name__", str(wanted))
-        raise TypeError(
-            f"axis `{field}` takes {kind}; got {value!r} of type {type(value).__name__}."
-        )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"axis `{field}` must be finite; got {value}.")
-    return value

@@ -12,8 +12,8 @@ import numpy as np
 
 from experiments import image_model
 from experiments.ablations import sampling
-from experiments.ablations.definition import Measure, Problem, World
 from experiments.ablations.training import Members
+from experiments.ablations.world import Measure, Problem, World
 from experiments.command import Refusal
 from experiments.methods import METHODS, MethodName
 from jaxdiff import data, guidance, likelihood, metrics, numerics, variational, weightings
@@ -80,6 +80,18 @@ def check(config: Config) -> None:
     for name in ("gamma", "sigma_data", "num_samples"):
         if not getattr(config, name) > 0:
             raise Refusal(f"{name} must be positive; got {getattr(config, name)}.")
+
+
+def unread(config: Config) -> dict[str, str]:
+    """Return why a run does not read a field, by field; see `World`."""
+    found = sampling.unread(config)
+    if config.weighting != "min_snr":
+        found["gamma"] = f"weighting {config.weighting} has no gamma"
+    if config.weighting != "edm":
+        found["sigma_data"] = f"weighting {config.weighting} has no sigma_data"
+    if config.network != "dit":
+        found["patch_size"] = f"network {config.network} has no patches"
+    return found
 
 
 def make_weighting(config: Config) -> weightings.Weighting:
@@ -240,4 +252,9 @@ WORLD = World(
     MEASURES,
     check,
     problem,
+    unread,
+    {
+        "loss": "images are trained by denoising alone: vary `prediction`, `loss_on`, `weighting`.",
+        "target": "the data are `data`.",
+    },
 )

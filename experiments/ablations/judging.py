@@ -10,7 +10,8 @@ from importlib import metadata
 from typing import Any
 
 from experiments.ablations import training
-from experiments.ablations.definition import Ablation, Group, Problem, row_hash
+from experiments.ablations.definition import Ablation, Group, row_hash
+from experiments.ablations.world import Problem
 from jaxdiff.training import run as runs
 
 PACKAGES = ("scipy", "scikit-learn", "statsmodels", "pot")
@@ -34,22 +35,22 @@ def run_group(
     began = time.perf_counter()
     found = _measure(ablation, group, problem, trained, tick)
     call_flops = problem.call_flops() if any(nfe for nfe, _ in found) else None
-    rows = [
-        {
-            **member,
-            **sampling,
-            "hash": row_hash(group, member, sampling),
-            **{name: _number(value[i], trained.finite[i]) for name, value in values.items()},
-            "nfe": nfe,
-            "train_flops": trained.flops,
-            "sample_flops": None if nfe is None or call_flops is None else nfe * call_flops,
-        }
-        for sampling, (nfe, values) in zip(group.samplings, found, strict=True)
-        for i, member in enumerate(group.members)
-    ]
+    rows = []
+    for (i, how), row in zip(group.pairs, group.rows(), strict=True):
+        nfe, values = found[how]
+        rows.append(
+            {
+                **row,
+                "hash": row_hash(ablation, dataclasses.replace(group.config, **row)),
+                **{name: _number(value[i], trained.finite[i]) for name, value in values.items()},
+                "nfe": nfe,
+                "train_flops": trained.flops,
+                "sample_flops": None if nfe is None or call_flops is None else nfe * call_flops,
+            }
+        )
     return {
         "group": group.index,
-        "rows": [{**group.fixed, **row} for row in rows],
+        "rows": rows,
         "seconds": {**trained.seconds, "judge": time.perf_counter() - began},
         "environment": environment(),
     }

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ import numpy as np
 
 from experiments import toy2d
 from experiments.ablations import sampling
-from experiments.ablations.definition import Measure, Problem, World
 from experiments.ablations.training import Members
+from experiments.ablations.world import Measure, Problem, World
 from experiments.command import Refusal
 from experiments.methods import METHODS
 from experiments.targets import make_target
@@ -41,6 +41,25 @@ class Config(toy2d.Config, sampling.Swept):
     """Distribution of training times: uniform between two log-SNRs, or in t."""
     more_ema_decays: tuple[float, ...] = ()
     """Decays of further averages to keep."""
+    ema_decay: float = dataclasses.field(default=cast(float, None))
+    """Decay of the moving average; unless given, 1 - 10 / `num_steps`, which forgets the start."""
+
+    def __post_init__(self) -> None:
+        if self.ema_decay is None:
+            decay = max(0.0, 1.0 - 10.0 / max(self.num_steps, 1))
+            object.__setattr__(self, "ema_decay", decay)
+
+
+def unread(config: Config) -> dict[str, str]:
+    """Return why a run does not read a field, by field; see `World`."""
+    found = sampling.unread(config)
+    if config.loss in ("flow_matching", "flow_matching_ot", "elbo"):
+        found["loss_on"] = f"loss {config.loss} says itself whose error is averaged"
+    if config.loss == "elbo":
+        found["times"] = "loss elbo draws its own times"
+        if config.prediction not in ("eps", "score"):
+            found["log_snr_low"] = found["times"]
+    return found
 
 
 def check(config: Config) -> None:
@@ -182,4 +201,9 @@ def _wasserstein(members: Members, samples: np.ndarray) -> list[float]:
     ]
 
 
-WORLD = World(Config, sampling.NUMBERS, sampling.SAMPLING, MEASURES, check, problem)
+NOTES = {
+    "network": "there is one network in the plane, an MLP: vary `width` and `depth`.",
+    "weighting": "losses in the plane are not weighted; images have `weighting`.",
+    "schedule": "the learning rate always falls by a cosine here; images have `schedule`.",
+}
+WORLD = World(Config, sampling.NUMBERS, sampling.SAMPLING, MEASURES, check, problem, unread, NOTES)

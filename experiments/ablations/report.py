@@ -5,15 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.ablations import plots, statistics, store
-from experiments.ablations.definition import Ablation, groups, show
+import numpy as np
+
+from experiments.ablations import plots, results, statistics, store
+from experiments.ablations.definition import Ablation, groups, left_out
+from experiments.ablations.fields import show
 from experiments.ablations.judging import Result
 from experiments.ablations.statistics import Difference, Table, mean_and_error
-from experiments.command import REPORT
+from experiments.command import REPORT, refusing
 from experiments.tables import markdown
+from jaxdiff import files
 
 
-def write(directory: Path, record: Mapping[str, Any], ablation: Ablation, tag: str = "") -> int:
+def write(directory: Path, record: Mapping[str, Any], ablation: Ablation) -> int:
     """Write all that is made of the groups that are done, the report last; return how many.
 
     Where another machine finishes a group meanwhile, all is made again, so that the last to write
@@ -21,7 +25,8 @@ def write(directory: Path, record: Mapping[str, Any], ablation: Ablation, tag: s
     """
     done = store.read_groups(directory, ablation)
     while done:
-        _assemble(directory, record, ablation, done, tag)
+        with refusing(OSError, say=f"the report in {directory} cannot be written: "):
+            _assemble(directory, record, ablation, done)
         again = store.read_groups(directory, ablation)
         if again.keys() == done.keys():
             break
@@ -34,10 +39,9 @@ def _assemble(
     record: Mapping[str, Any],
     ablation: Ablation,
     done: Mapping[int, Result],
-    tag: str,
 ) -> None:
     (directory / REPORT).unlink(missing_ok=True)  # what is written last says that all is there
-    rows = store.ordered_rows(ablation, done)
+    rows = results.ordered_rows(ablation, done)
     table = statistics.tabulate(ablation, rows)
     summary = statistics.summarize(table)
     comparisons = {name: statistics.compare(table, name) for name in ablation.measures}
@@ -49,17 +53,17 @@ def _assemble(
         "against_base": statistics.as_json(comparisons),
         "effects": statistics.as_json(effects),
     }
-    files = {
-        store.RESULTS: store.results_csv(ablation, rows, summary),
-        store.TIMINGS: store.timings_csv(ablation, done),
-        store.ENVIRONMENT: store.environments(done),
+    texts = {
+        results.RESULTS: results.results_csv(ablation, rows, summary),
+        results.TIMINGS: results.timings_csv(ablation, done),
+        results.ENVIRONMENT: results.environments(done),
         "results.json": json.dumps(whole, indent=1) + "\n",
     }
-    for name, text in files.items():
-        store.write_whole(directory / name, text, tag)
+    for name, text in texts.items():
+        files.write_text(directory / name, text)
     figures = plots.draw(table, directory)
     text = report(record, table, done, comparisons, effects, figures)
-    store.write_whole(directory / REPORT, text, tag)
+    files.write_text(directory / REPORT, text)
 
 
 def is_finished(directory: Path, ablation: Ablation) -> bool:
@@ -69,11 +73,11 @@ def is_finished(directory: Path, ablation: Ablation) -> bool:
     done = store.read_groups(directory, ablation)
     if len(done) < len(groups(ablation)):
         return False
-    rows = store.ordered_rows(ablation, done)
+    rows = results.ordered_rows(ablation, done)
     summary = statistics.summarize(statistics.tabulate(ablation, rows))
-    results = directory / store.RESULTS
-    made = store.results_csv(ablation, rows, summary)
-    return results.exists() and results.read_bytes() == made.encode()
+    table = directory / results.RESULTS
+    made = results.results_csv(ablation, rows, summary)
+    return table.exists() and table.read_bytes() == made.encode()
 
 
 def report(
@@ -101,15 +105,14 @@ Preset `{record["preset"]}` of `{record["name"]}`: {steps} steps of batch {batch
 
 {_lines(markdown(["axis", "values"], axes))}
 
-{_verdict(table, comparisons)}
+{_left_out(ablation)}{_verdict(table, comparisons)}
 {learned}
 ## Results
 
 {_results(table)}
 
 ± is the standard error over seeds. **Bold**: best mean. ≈: within two standard errors of the \
-difference from the best, paired by seed. Empty: a run diverged. Compared with the base, \
-{_base(table)}.
+difference from the best, paired by seed.{_cases(table)} Compared with the base, {_base(table)}.
 
 {pictures}
 
@@ -121,8 +124,8 @@ difference from the best, paired by seed. Empty: a run diverged. Compared with t
 
 Seconds, and what ran them, do not reproduce; the rest does, byte for byte on one kind of machine: \
 `python -m experiments.ablate verify` runs a part of it again. All of it: \
-[results.csv]({store.RESULTS}), [results.json](results.json), [timings.csv]({store.TIMINGS}), \
-[environment.json]({store.ENVIRONMENT}), [{store.LOCK}]({store.LOCK}).
+[results.csv]({results.RESULTS}), [results.json](results.json), [timings.csv]({results.TIMINGS}), \
+[environment.json]({results.ENVIRONMENT}), [{store.LOCK}]({store.LOCK}).
 """
 
 
@@ -132,6 +135,32 @@ def _lines(lines: list[str]) -> str:
 
 def _base(table: Table) -> str:
     return ", ".join(f"{f}={show(v)}" for f, v in table.ablation.baseline.items())
+
+
+def _left_out(ablation: Ablation) -> str:
+    """Say which combinations are not run because they would be others again."""
+    said = [
+        f"`{field}` other than {show(ablation.baseline[field])}, {count} combination"
+        f"{'s' * (count > 1)}: {why}."
+        for (field, why), count in left_out(ablation).items()
+    ]
+    if not said:
+        return ""
+    return "Not run, since a run would not read it:\n\n" + _lines([f"- {s}" for s in said]) + "\n\n"
+
+
+def _cases(table: Table) -> str:
+    """Explain what of the table below is no plain number, where it is there."""
+    ablation, said = table.ablation, ""
+    if any(not np.isfinite(v).all() for values in table.values.values() for v in values.values()):
+        said += " *Diverged*: a run did, or its measure is not finite."
+    repeated = [n for n in ablation.measures if len(table.cells_of(n)) < len(table.values[n])]
+    if repeated:
+        labels = "; ".join(ablation.world.measures[name].label for name in repeated)
+        fields = [f"`{f}`" for f in ablation.varied if f in table.repeats(repeated[0])]
+        said += f" In brackets: as in a line above, since it is of the model ({labels}) and not of "
+        said += f"how the model is sampled ({', '.join(fields)})."
+    return said
 
 
 def _results(table: Table) -> str:
@@ -145,11 +174,10 @@ def _results(table: Table) -> str:
     for cell, first in table.costs.items():
         row = [show(value) for value in cell]
         for name in ablation.measures:
+            text = number(table.values[name][cell])
             if cell not in shown[name]:  # the same as in the line of another sampling
-                row.append("")
+                row.append(f"({text})")
                 continue
-            mean, error = mean_and_error(shown[name][cell])
-            text = number(mean, error)
             winner, ties = best[name]
             row.append(f"**{text}**" if cell == winner else f"{text} ≈" if cell in ties else text)
         row += [f"{first[k]:.3g}" if first[k] else "" for k in costs]
@@ -158,10 +186,12 @@ def _results(table: Table) -> str:
     return _lines(markdown(header, rows))
 
 
-def number(mean: float | None, error: float | None) -> str:
-    """Return a mean with its standard error, to the digits that the error leaves."""
+def number(values: np.ndarray) -> str:
+    """Return the mean over seeds with its standard error, to the digits that the error leaves."""
+    mean, error = mean_and_error(values)
     if mean is None:
-        return ""
+        count = int((~np.isfinite(values)).sum())
+        return "*diverged*" if count == len(values) else f"*{count} of {len(values)} diverged*"
     return f"{mean:.4g}" if error is None else f"{mean:.4g} ± {error:.2g}"
 
 
@@ -204,15 +234,32 @@ def _verdict(table: Table, comparisons: Mapping[str, list[Difference]]) -> str:
         if best is None or len(cells) < 2:
             continue
         label = table.ablation.world.measures[name].label
-        text = f"Best {label}: {number(*mean_and_error(cells[best]))} with "
+        finite = [bool(np.isfinite(values).all()) for values in cells.values()]
+        text = f"Best {label}: {number(cells[best])} with "
         text += f"{table.name_of(best, name)}"
-        text += f", which {len(ties)} of the other {len(cells) - 1} come up to within error"
+        text += f". {_tied(len(ties), sum(finite) - 1)}"
+        if not all(finite):
+            text += f"; {len(finite) - sum(finite)} diverged"
         found = [each for each in comparisons[name] if each.corrected is not None]
         if found:
             real = sum(each.corrected < statistics.LEVEL for each in found if each.corrected)
-            text += f"; {real} of {len(found)} differ from the base after Holm's correction"
+            text += (
+                f". After Holm's correction {real} of {len(found)} differ from the base"
+                f"{' (p < 0.05)' if real else ''}"
+            )
         sentences.append(text + ".")
     return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _tied(ties: int, others: int) -> str:
+    """Say how many of the others cannot be told from the best."""
+    if others == 0:
+        return "There is no other"
+    if others == 1:
+        return "The other cannot be told from it" if ties else "The other is worse beyond error"
+    if not ties:
+        return f"All {others} others are worse beyond error"
+    return f"Of the {others} others {ties} cannot be told from it (≈)"
 
 
 def _timings(ablation: Ablation, done: Mapping[int, Result]) -> str:

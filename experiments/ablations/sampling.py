@@ -47,6 +47,35 @@ def make_process(config: Any) -> Process:
     return PROCESSES[config.process]()
 
 
+UNMEASURED = {
+    "checkpoint_every": "an ablation stores groups, not checkpoints",
+    "log_every": "an ablation logs no steps",
+    "data_dir": "where data lie changes no number",
+    "more_ema_decays": "they are kept beside `ema_decay`; `average` chooses among them",
+    "ema_stds": "ablations judge averages of a decay only: vary `average`",
+    "mixture_components": "no measure is of the Gaussian mixture",
+    "grid_size": "an ablation draws no densities",
+}
+"""Fields that no measure sees, and why."""
+
+
+def unread(config: Any) -> dict[str, str]:
+    """Return why a run does not read a field, by field, of those that both kinds of data have."""
+    found = dict(UNMEASURED)
+    if config.process not in ("vp", "sub_vp"):
+        why = f"process {config.process} has no range of beta"
+        found |= {"beta_min": why, "beta_max": why}
+    if config.process != "cosine":
+        found["log_snr_shift"] = f"process {config.process} has no shift of its log-SNR"
+    if config.average is not None and config.average != config.ema_decay:
+        found["ema_decay"] = f"the average of decay {config.average:g} is judged in its place"
+    if getattr(config, "schedule", "cosine") in ("constant", "inverse_sqrt"):
+        found["decay_steps"] = f"schedule {config.schedule} has no end"
+    if config.times != "log_snr" and config.prediction not in ("eps", "score"):
+        found["log_snr_low"] = f"times {config.times} do not end there"
+    return found
+
+
 def bounded(config: Any, process: Process, denoise: Denoiser) -> Denoiser:
     """Keep a network that predicts noise from times at which next to no data are left.
 

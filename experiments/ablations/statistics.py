@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.ablations.definition import Ablation, show
+from experiments.ablations.definition import Ablation
+from experiments.ablations.definition import cells as all_cells
+from experiments.ablations.fields import show
 from experiments.tables import Row
 
 LEVEL = 0.05
@@ -56,27 +58,31 @@ class Table(NamedTuple):
 
     def cells_of(self, name: str) -> dict[Cell, np.ndarray]:
         """Return the values of a measure where they can differ: not by how a run is sampled."""
-        repeats, fields = self._repeats(name), list(self.ablation.varied)
         first: dict[Cell, Cell] = {}
         for cell in self.values[name]:
-            key = tuple(v for f, v in zip(fields, cell, strict=True) if f not in repeats)
-            first.setdefault(key, cell)
+            first.setdefault(self.seen(name, cell), cell)
         return {cell: self.values[name][cell] for cell in first.values()}
 
-    def _repeats(self, name: str) -> frozenset[str]:
-        """Return the axes that a measure does not see."""
+    def seen(self, name: str, cell: Cell) -> Cell:
+        """Return what of a cell a measure sees."""
+        repeats = self.repeats(name)
+        pairs = zip(self.ablation.varied, cell, strict=True)
+        return tuple(value for field, value in pairs if field not in repeats)
+
+    def repeats(self, name: str) -> frozenset[str]:
+        """Return the fields that a measure does not see: those that a run is sampled by."""
         measure, sampling = self.ablation.world.measures[name], self.ablation.world.sampling
         return frozenset() if measure.sampled else sampling - {"average"}
 
     def name_of(self, cell: Cell, measure: str | None = None) -> str:
         """Return what tells a cell from others, for readers."""
-        repeats = frozenset() if measure is None else self._repeats(measure)
+        repeats = frozenset() if measure is None else self.repeats(measure)
         pairs = zip(self.ablation.varied, cell, strict=True)
         return ", ".join(f"{f}={show(v)}" for f, v in pairs if f not in repeats)
 
     def baseline_of(self, name: str) -> Cell | None:
         """Return the cell that the others are compared with, None where it is not done."""
-        base, repeats = self.ablation.baseline, self._repeats(name)
+        base, repeats = self.ablation.baseline, self.repeats(name)
         for cell in self.cells_of(name):
             pairs = zip(self.ablation.varied, cell, strict=True)
             if all(f in repeats or v == base[f] for f, v in pairs):
@@ -155,26 +161,28 @@ def compare(table: Table, name: str) -> list[Difference]:
 def effects(table: Table, name: str) -> list[Difference]:
     """Compare each value of an axis with the base's, all other axes averaged over, together.
 
-    There is nothing to average over with one axis, nor fairly where some of the grid is missing.
+    A value is compared where both it and the base's are run, the other axes being equal. There is
+    nothing to average over with one axis, nor fairly where some of the grid is missing.
     """
-    cells, found = table.cells_of(name), []
-    fields = list(table.ablation.varied)
-    sizes = [len({cell[i] for cell in cells}) for i in range(len(fields))]
-    if len(cells) < math.prod(sizes) or sum(size > 1 for size in sizes) < 2:
+    cells, found = {table.seen(name, c): v for c, v in table.cells_of(name).items()}, []
+    fields = [field for field in table.ablation.varied if field not in table.repeats(name)]
+    present = [{cell[i] for cell in cells} for i in range(len(fields))]
+    wanted = {table.seen(name, tuple(cell.values())) for cell in all_cells(table.ablation)}
+    wanted = {w for w in wanted if all(v in p for v, p in zip(w, present, strict=True))}
+    if cells.keys() != wanted or sum(len(values) > 1 for values in present) < 2:
         return []
     for i, field in enumerate(fields):
-        averages = {
-            value: np.mean([v for c, v in cells.items() if c[i] == value], axis=0)
-            for value in dict.fromkeys(cell[i] for cell in cells)
-        }
-        base = averages.pop(table.ablation.baseline[field], None)
-        if base is None or not np.isfinite(base).all():
-            continue
-        found += [
-            difference(f"{field}={show(value)}", values, base)
-            for value, values in averages.items()
-            if np.isfinite(values).all()
-        ]
+        base = table.ablation.baseline[field]
+        for value in dict.fromkeys(cell[i] for cell in cells):
+            there = [cell for cell in cells if cell[i] == value]
+            pairs = [(cell, (*cell[:i], base, *cell[i + 1 :])) for cell in there]
+            pairs = [(cell, other) for cell, other in pairs if other in cells]
+            if value == base or not pairs:
+                continue
+            values = np.mean([cells[cell] for cell, _ in pairs], axis=0)
+            bases = np.mean([cells[other] for _, other in pairs], axis=0)
+            if np.isfinite(values).all() and np.isfinite(bases).all():
+                found.append(difference(f"{field}={show(value)}", values, bases))
     return corrected(found)
 
 

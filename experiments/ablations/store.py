@@ -1,7 +1,7 @@
 """The folder of an ablation: its lock, one file a group, and the tables made of them.
 
     ablation.json         what the folder holds: the same command goes on, another is refused
-    groups/012.json       the rows of a finished group, written whole or not at all
+    groups/012.json       the rows of a finished group and their checksum
     results.csv           what reproduces byte for byte
     results.json          the same with all digits, and the comparison with the base
     timings.csv           seconds
@@ -9,44 +9,66 @@
     report.md, *.png      for readers
 
 No group's file depends on another's, and the tables are made of all of them in the order of the
-definition. So neither the order of the work, nor a kill, nor several machines change a byte.
+definition. So neither the order of the work, nor a kill, nor several machines change a byte. All
+files are written whole or not at all, and what is read is held against the definition: a group's
+file is that of its number, holds the rows that the group has, and is what was written.
 """
 
+import dataclasses
 import json
-import os
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.ablations.definition import SEED, Ablation, Group, cells, groups
+from experiments.ablations.definition import SEED, Ablation, Group, groups, row_hash
+from experiments.ablations.fields import as_json, defaults
 from experiments.ablations.judging import Result
+from experiments.ablations.results import COSTS
 from experiments.command import Refusal
-from experiments.tables import Row, csv_text
-from jaxdiff.training.run import config_hash
+from jaxdiff import files
+from jaxdiff.training.run import config_hash, random_numbers
 
-LOCK, GROUPS = "ablation.json", "groups"
-RESULTS, TIMINGS, ENVIRONMENT = "results.csv", "timings.csv", "environment.json"
-COSTS = ("nfe", "train_flops", "sample_flops")
+LOCK, GROUPS, RANDOM = "ablation.json", "groups", "random_numbers"
 
 
-def claim(directory: Path, record: Mapping[str, Any], tag: str) -> None:
+class Corrupt(Refusal):
+    """A file of a folder is not what was written there."""
+
+
+# --- The lock -------------------------------------------------------------------------------
+
+
+def claim(directory: Path, record: Mapping[str, Any], ablation: Ablation) -> Ablation:
     """Lock a folder for an ablation, or find it locked for the same.
 
+    Args:
+        directory: of the ablation.
+        record: of the ablation.
+        ablation: what is asked for.
+
+    Returns:
+        The ablation, with the fields that the folder's rows are hashed by.
+
     Raises:
-        Refusal: if it holds another one, naming what differs; no file is touched.
+        Refusal: if the folder holds another one, or rows of other random numbers, naming what
+            differs; no file is touched.
     """
     old = read_lock(directory)
     if old is not None:
-        check_same(directory, old, record)
-        return
+        there = as_there(directory, old, record, ablation)
+        check_random(directory, old)
+        return there
     if directory.exists() and any(directory.glob("*.csv")):
         raise Refusal(f"{directory} holds results but no {LOCK}. Take another --run-dir.")
+    record = {**record, RANDOM: random_numbers()}
     whole = {"hash": config_hash(record), **record}
     try:
         (directory / GROUPS).mkdir(parents=True, exist_ok=True)
-        write_whole(directory / LOCK, json.dumps(whole, indent=2) + "\n", tag)
+        files.write_text(directory / LOCK, json.dumps(whole, indent=2) + "\n")
     except OSError as error:
         raise Refusal(f"--run-dir {directory} cannot be written: {error.strerror}.") from error
+    return ablation
 
 
 def read_lock(directory: Path) -> dict[str, Any] | None:
@@ -61,10 +83,19 @@ def read_lock(directory: Path) -> dict[str, Any] | None:
         given = record.pop("hash")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise Refusal(f"{path} cannot be read ({error}). Take another folder.") from error
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise Corrupt(f"{path} cannot be read ({error}). Take another folder.") from error
     if given != config_hash(record):
-        raise Refusal(f"{path} was changed: its hash is {given}, its content's another.")
+        raise Corrupt(
+            f"{path} is corrupt: its hash is {given}, its content's {config_hash(record)}. "
+            "Put back what was written, or take another folder."
+        )
+    seeds = record.get("seeds")
+    named = all(isinstance(record.get(key), str) for key in ("name", "preset"))
+    named = named and isinstance(record.get(RANDOM, {}), dict)
+    counted = isinstance(seeds, list) and bool(seeds) and all(type(s) is int for s in seeds)
+    if not (named and counted):
+        raise Corrupt(f"{path} is no record of an ablation. Take another folder.")
     return record
 
 
@@ -80,26 +111,53 @@ def require_lock(directory: Path) -> dict[str, Any]:
     return record
 
 
-def check_same(directory: Path, old: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse an ablation that is not the one that a folder holds.
+def as_there(
+    directory: Path, old: Mapping[str, Any], asked: Mapping[str, Any], ablation: Ablation
+) -> Ablation:
+    """Return an ablation as a folder that holds it has it.
+
+    Fields of configs that were added since, and are at their defaults, do not make it another; the
+    folder's rows are hashed without them.
 
     Raises:
-        Refusal: naming each field that differs.
+        Refusal: if the folder holds another one, naming each field that differs.
     """
-    names = [k for k in {**old, **asked} if old.get(k) != asked.get(k)]
+    known = {f"base.{field}": value for field, value in defaults(ablation.world.config).items()}
+    added = {k for k in asked.keys() - old.keys() if k in known and asked[k] == known[k]}
+    counted = [k for k in {**old, **asked} if k not in added and k != RANDOM]
+    names = [k for k in counted if old.get(k) != asked.get(k)]
     if names:
         fields = "\n".join(f"  {k}: there {old.get(k)}, asked {asked.get(k)}" for k in names)
         raise Refusal(
             f"{directory} holds another ablation:\n{fields}\n"
             "Ask for the same to go on with it, or take another --run-dir."
         )
+    if not added:
+        return ablation
+    there = {SEED} | {k.removeprefix("base.") for k in old if k.startswith("base.")}
+    return dataclasses.replace(ablation, hashed=frozenset(there))
 
 
-def write_whole(path: Path, text: str, tag: str = "") -> None:
-    """Write a file whole or not at all; shards of several machines differ in their tag."""
-    staged = path.with_name(f".{path.name}.{tag}.tmp")
-    staged.write_text(text)
-    os.replace(staged, path)
+def check_random(directory: Path, record: Mapping[str, Any]) -> None:
+    """Refuse to add rows to a folder, or to compare some with it, if random numbers are others.
+
+    Folders of before these were recorded are gone on with.
+
+    Raises:
+        Refusal: naming each setting that differs.
+    """
+    here = random_numbers()
+    there = record.get(RANDOM, here)
+    names = [name for name in here if there.get(name) != here[name]]
+    if names:
+        told = "\n".join(f"  {n.upper()}: there {there.get(n)}, here {here[n]}" for n in names)
+        raise Refusal(
+            f"{directory} holds rows of other random numbers:\n{told}\n"
+            "Set the environment as it was, or take another --run-dir."
+        )
+
+
+# --- Groups ---------------------------------------------------------------------------------
 
 
 def group_path(directory: Path, index: int) -> Path:
@@ -107,27 +165,79 @@ def group_path(directory: Path, index: int) -> Path:
     return directory / GROUPS / f"{index:03d}.json"
 
 
-def write_group(directory: Path, group: Group, result: Result, tag: str) -> None:
-    """Store the result of a finished group."""
-    write_whole(group_path(directory, group.index), json.dumps(result, indent=1) + "\n", tag)
+def write_group(directory: Path, group: Group, result: Result) -> None:
+    """Store the result of a finished group with its checksum.
+
+    Raises:
+        Refusal: if it cannot be written.
+    """
+    path, content = group_path(directory, group.index), as_json(result)
+    try:
+        text = json.dumps({**content, "checksum": config_hash(content)}, indent=1) + "\n"
+        files.write_text(path, text)
+    except OSError as error:
+        raise Refusal(
+            f"{path} cannot be written: {error.strerror}. What is finished is as it was."
+        ) from error
+
+
+def read_group(directory: Path, ablation: Ablation, group: Group) -> Result | None:
+    """Return the result of a group, None where it is not done.
+
+    Raises:
+        Corrupt: if the file cannot be read, was changed, or is that of another group.
+    """
+    path = group_path(directory, group.index)
+    try:
+        result = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        why: str | None = f"it cannot be read ({error})"
+    else:
+        why = _wrong(result, ablation, group)
+        if why is None:
+            del result["checksum"]
+            return result
+    raise Corrupt(f"{path} is corrupt: {why}. Put back what was written, or remove it to run anew.")
+
+
+def _wrong(result: Any, ablation: Ablation, group: Group) -> str | None:
+    """Say what a group's file has that it was not written with; None where all is well."""
+    parts = {"group": int, "rows": list, "seconds": dict, "environment": dict, "checksum": str}
+    if not isinstance(result, dict):
+        return "it holds no object"
+    for name, kind in parts.items():
+        if not isinstance(result.get(name), kind):
+            return f"it has no `{name}`"
+    content = {name: value for name, value in result.items() if name != "checksum"}
+    if config_hash(content) != result["checksum"]:
+        return "its checksum is not that of its content, which was changed"
+    if result["group"] != group.index:
+        return f"it is a copy of group {result['group']}"
+    wanted = list(group.rows())
+    if len(result["rows"]) != len(wanted):
+        return f"it holds {len(result['rows'])} rows for {len(wanted)}"
+    for row, values in zip(result["rows"], wanted, strict=True):
+        config = dataclasses.replace(group.config, **values)
+        needed = {**as_json(values), "hash": row_hash(ablation, config)}
+        if not isinstance(row, dict) or any(row.get(k) != v for k, v in needed.items()):
+            return "its rows are not those of this group"
+        for name in (*ablation.measures, *COSTS):
+            value = row.get(name, math.nan)
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+                return f"a row has no finite {name}"
+    return None
 
 
 def read_groups(directory: Path, ablation: Ablation) -> dict[int, Result]:
-    """Return the results of the groups that are done, by index.
+    """Return the results of the groups that are done, by index; other files are not looked at.
 
     Raises:
-        Refusal: if one cannot be read.
+        Corrupt: if one is not what was written.
     """
-    found = {}
-    for group in groups(ablation):
-        path = group_path(directory, group.index)
-        try:
-            found[group.index] = json.loads(path.read_text())
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise Refusal(f"{path} cannot be read ({error}). Remove it to run it anew.") from error
-    return found
+    found = {group.index: read_group(directory, ablation, group) for group in groups(ablation)}
+    return {index: result for index, result in found.items() if result is not None}
 
 
 def chosen(
@@ -136,73 +246,9 @@ def chosen(
     """Return the groups that hold a row with one of the asked values on each axis, of a shard."""
 
     def holds(group: Group) -> bool:
-        sources = (({**group.fixed},), group.members, group.samplings)
-        return all(
-            any(each.get(field) in values for source in sources for each in source)
-            for field, values in only.items()
+        return any(
+            all(row[field] in values for field, values in only.items()) for row in group.rows()
         )
 
     index, count = shard
     return [g for g in groups(ablation) if g.index % count == index % count and holds(g)]
-
-
-# --- Tables ---------------------------------------------------------------------------------
-
-
-def ordered_rows(ablation: Ablation, done: Mapping[int, Result]) -> list[Row]:
-    """Return the rows that are done, in the order of the axes, seeds last."""
-    fields = list(ablation.varied)
-    places = {tuple(cell[field] for field in fields): i for i, cell in enumerate(cells(ablation))}
-    seeds = ablation.seed_values
-
-    def place(row: Row) -> tuple[int, int]:
-        return places[tuple(_hashable(row[field]) for field in fields)], seeds.index(row[SEED])
-
-    return sorted((row for result in done.values() for row in result["rows"]), key=place)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def results_csv(ablation: Ablation, rows: Sequence[Row], summary: Sequence[Row]) -> str:
-    """Return results.csv: a line a row, its measures beside their mean and error over seeds."""
-    names = list(ablation.measures)
-    spread = [f"{name}_{part}" for name in names for part in ("mean", "stderr")]
-    columns = [*ablation.varied, SEED, "hash", *names, *spread, *COSTS]
-    of_cell = {tuple(cell[f] for f in ablation.varied): cell for cell in summary}
-    lines = [
-        {**{k: of_cell[tuple(row[f] for f in ablation.varied)][k] for k in spread}, **row}
-        for row in rows
-    ]
-    return csv_text(lines, columns)
-
-
-def timings_csv(ablation: Ablation, done: Mapping[int, Result]) -> str:
-    """Return timings.csv: the seconds of each group that is done."""
-    made = {group.index: group for group in groups(ablation)}
-    fixed = list(made[0].fixed)
-    lines = [
-        {
-            "group": index,
-            **made[index].fixed,
-            "runs": len(made[index].members),
-            **{f"{name}_seconds": value for name, value in result["seconds"].items()},
-            "train_seconds_a_run": result["seconds"]["train"] / len(made[index].members),
-        }
-        for index, result in done.items()
-    ]
-    seconds = ("compile_seconds", "train_seconds", "judge_seconds", "train_seconds_a_run")
-    return csv_text(lines, ["group", *fixed, "runs", *seconds])
-
-
-def environments(done: Mapping[int, Result]) -> str:
-    """Return environment.json: each environment once, with the groups that ran in it."""
-    found: list[dict[str, Any]] = []
-    for index, result in done.items():
-        same = next((e for e in found if e["environment"] == result["environment"]), None)
-        if same is None:
-            same = {"groups": [], "environment": result["environment"]}
-            found.append(same)
-        same["groups"].append(index)
-    return json.dumps(found, indent=2) + "\n"

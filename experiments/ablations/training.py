@@ -16,7 +16,8 @@ import numpy as np
 import optax
 
 from experiments import fitting
-from experiments.ablations.definition import SEED, Group, Problem
+from experiments.ablations.definition import SEED, Group
+from experiments.ablations.world import Problem
 from jaxdiff import training
 from jaxdiff.typing import Array, PyTree
 
@@ -82,7 +83,7 @@ def members_of(group: Group) -> Members:
     numbers = {
         field: jnp.asarray(
             [member[field] for member in group.members],
-            jnp.int32 if field == SEED else jnp.float32,
+            jnp.uint32 if field == SEED else jnp.float32,
         )
         for field in fields
     }

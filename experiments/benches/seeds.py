@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from experiments import command, options
-from experiments.ablations import plane, store
+from experiments.ablations import plane, results
 from experiments.ablations.definition import Ablation
 
 PLANE = Ablation(
@@ -62,5 +62,5 @@ def _command(folder: Path, num: int, seed: int) -> tuple[float, float]:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     seconds = time.perf_counter() - start
-    with (folder / store.TIMINGS).open() as file:
+    with (folder / results.TIMINGS).open() as file:
         return seconds, sum(float(row["train_seconds"]) for row in csv.DictReader(file))

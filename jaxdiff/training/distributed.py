@@ -1,6 +1,7 @@
 """Several processes as one run: JAX's own runtime, started and asked."""
 
 import hashlib
+import os
 from typing import Any
 
 import jax
@@ -27,7 +28,8 @@ def start(
         process_id: which this is, from 0; None likewise.
 
     Raises:
-        ValueError: if only some of the three are given, or a number is out of its range.
+        ValueError: if only some of the three are given, a number is out of its range, or SLURM
+            gives a node more GPUs than its processes would use.
         RuntimeError: if no cluster is found, or the others are not reached.
     """
     given = {
@@ -45,6 +47,7 @@ def start(
             raise ValueError(f"`process_id` must lie in 0..{num_processes - 1}; got {process_id}.")
     if coordinator_address is not None and not _is_address(coordinator_address):
         raise ValueError(f"`coordinator_address` must be HOST:PORT; got {coordinator_address!r}.")
+    _check_all_gpus_are_used()
     # It would catch SIGTERM from here on and do nothing about it; the training loop does.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -144,3 +147,24 @@ def gather(tree: PyTree) -> PyTree:
 def _is_address(text: str) -> bool:
     host, _, port = text.rpartition(":")
     return bool(host) and port.isdigit()
+
+
+def _check_all_gpus_are_used() -> None:
+    """Refuse a SLURM job of which JAX would leave GPUs idle.
+
+    Under SLURM JAX gives each process the one device of its number on the node, unless
+    JAX_LOCAL_DEVICE_IDS names others (jax/_src/clusters/cluster.py).
+    """
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    tasks, _, rest = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")
+    alike = tasks.isdigit() and "," not in rest  # as many on each node: "8" or "8(x4)"
+    if os.environ.get("JAX_LOCAL_DEVICE_IDS") or not (gpus.isdigit() and alike):
+        return
+    if int(tasks) < int(gpus):
+        devices = ",".join(map(str, range(int(gpus))))
+        remedy = f", or set JAX_LOCAL_DEVICE_IDS={devices}" if tasks == "1" else ""
+        raise ValueError(
+            f"SLURM gives each node {gpus} GPUs and starts {tasks} process"
+            f"{'es' * (tasks != '1')} on it, each of which would use one. Start one a GPU "
+            f"(--ntasks-per-node={gpus}){remedy}."
+        )
