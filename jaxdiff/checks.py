@@ -19,6 +19,22 @@ import numpy as np
 from jaxdiff import numerics
 from jaxdiff.typing import Array
 
+__all__ = [
+    "DENOISER",
+    "Judged",
+    "batch",
+    "choice",
+    "count",
+    "function",
+    "judged",
+    "number",
+    "output",
+    "process",
+    "real",
+    "shown",
+    "whole_numbers",
+]
+
 DENOISER = "(x_t, t) -> x0_hat, in the shape of x_t"
 """How a denoiser is called, as refusals say it."""
 

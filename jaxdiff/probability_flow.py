@@ -21,6 +21,8 @@ from jaxdiff import checks
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser
 
+__all__ = ["angle", "check_tolerances", "radius", "vector_field", "x0_hat"]
+
 
 def angle(process: Process, t: Array) -> Array:
     """Return theta = atan(sigma / alpha), in [0, pi / 2]."""

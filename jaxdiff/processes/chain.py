@@ -34,7 +34,7 @@ class Chain(Process):
         and so do times that rounding has put a few ulps of t_max beyond it.
         """
         position = t * self.num_steps
-        rounding = 4 * self.num_steps * jnp.finfo(t.dtype).eps
+        rounding = 4 * self.num_steps * float(jnp.finfo(t.dtype).eps)
         index = jnp.ceil(position - min(rounding, 0.25)).astype(int) - 1
         index = jnp.clip(index, 0, self.num_steps - 1)
         fraction = position - index
