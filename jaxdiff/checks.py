@@ -5,6 +5,7 @@ would do. Types and shapes are always judged; values where they are known, so th
 check guards may be traced. (Keys and rows are judged by `jaxdiff.rows`.)
 """
 
+import dataclasses
 import inspect
 import math
 import operator
@@ -17,6 +18,25 @@ import numpy as np
 
 from jaxdiff import numerics
 from jaxdiff.typing import Array
+
+__all__ = [
+    "DENOISER",
+    "Judged",
+    "batch",
+    "choice",
+    "count",
+    "function",
+    "judged",
+    "number",
+    "output",
+    "process",
+    "real",
+    "shown",
+    "whole_numbers",
+]
+
+DENOISER = "(x_t, t) -> x0_hat, in the shape of x_t"
+"""How a denoiser is called, as refusals say it."""
 
 
 def count(name: str, value: Any, least: int = 1) -> int:
@@ -62,7 +82,7 @@ def number(
         TypeError: if it is no real number.
         ValueError: if it is an array of other shape, NaN, or out of range.
     """
-    real(name, value)
+    real(name, value, "be a real number")
     if np.shape(value) != ():
         raise ValueError(f"`{name}` must be one number; got shape {np.shape(value)}.")
     known = numerics.concrete(value)
@@ -76,8 +96,10 @@ def number(
     return value
 
 
-def real(name: str, value: Any) -> None:
+def real(name: str, value: Any, wanted: str = "hold real numbers") -> None:
     """Refuse what does not hold real numbers: text, None, booleans, complex numbers, objects.
+
+    `wanted` is what the refusal says must be.
 
     Raises:
         TypeError: if it does not.
@@ -87,9 +109,9 @@ def real(name: str, value: Any) -> None:
         try:
             dtype = np.asarray(value).dtype
         except (TypeError, ValueError):
-            raise TypeError(f"`{name}` must hold real numbers; got {shown(value)}.") from None
+            raise TypeError(f"`{name}` must {wanted}; got {shown(value)}.") from None
     if not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
-        raise TypeError(f"`{name}` must hold real numbers; got {shown(value)}.")
+        raise TypeError(f"`{name}` must {wanted}; got {shown(value)}.")
 
 
 def choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -149,7 +171,7 @@ def process(value: Any, name: str = "process") -> Any:
     return value
 
 
-def output(name: str, value: Any, like: Array, of: str = "x_t") -> Array:
+def output(name: str, value: Any, like: Array, of: str = "x_t", *, cast: bool = True) -> Array:
     """Return what a function of `like` gave, in its dtype, if it has its shape.
 
     Nothing broadcasts: (B, 1) for (B, D) would be another model, silently.
@@ -159,6 +181,7 @@ def output(name: str, value: Any, like: Array, of: str = "x_t") -> Array:
         value: what it returned.
         like: what its result must be like, (B, ...).
         of: what `like` is called.
+        cast: whether the result takes the dtype of `like`.
 
     Raises:
         TypeError: if it is no array of real numbers.
@@ -174,10 +197,37 @@ def output(name: str, value: Any, like: Array, of: str = "x_t") -> Array:
             f"`{name}` must return the shape of {of}, {like.shape}; got {value.shape}."
         )
     real(f"{name}(...)", value)
-    return value.astype(like.dtype)
+    return value.astype(like.dtype) if cast else value
 
 
-def judged(name: str, fn: Callable[..., Any], form: str) -> Callable[[Array, Array], Array]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judged:
+    """A denoiser, score or network whose output is held to the shape of its input.
+
+    Attributes:
+        name: of the argument that it was.
+        fn: (x_t (B, ...), t) -> (B, ...).
+    """
+
+    name: str
+    fn: Callable[..., Any]
+
+    @property
+    def needs_signal(self) -> str | None:
+        """What it was made of says, if it says it: see `typing.Denoiser`."""
+        return getattr(self.fn, "needs_signal", None)
+
+    @property
+    def v(self) -> Callable[[Array, Array], Array] | None:
+        """Likewise."""
+        return getattr(self.fn, "v", None)
+
+    def __call__(self, x_t: Array, t: Array) -> Array:
+        """Return the output in the dtype of x_t."""
+        return output(self.name, self.fn(x_t, t), x_t)
+
+
+def judged(name: str, fn: Callable[..., Any], form: str) -> Judged:
     """Return a denoiser, score or network whose every output is held to the shape of its input.
 
     Args:
@@ -189,11 +239,42 @@ def judged(name: str, fn: Callable[..., Any], form: str) -> Callable[[Array, Arr
         TypeError: if it is no function.
     """
     function(name, fn, form)
+    return Judged(name, fn)
 
-    def call(x_t: Array, t: Array) -> Array:
-        return output(name, fn(x_t, t), x_t)
 
-    return call
+def batch(name: str, value: Any) -> Array:
+    """Return floating-point numbers of at least float32, with one row or more.
+
+    Raises:
+        TypeError: if it holds no floating-point numbers.
+        ValueError: if it has no batch axis, or no rows.
+    """
+    array = numerics.as_float(value, name)
+    if array.ndim == 0:
+        raise ValueError(f"`{name}` must have a leading batch axis; got shape ().")
+    if array.shape[0] == 0:
+        raise ValueError(f"`{name}` must hold at least one row; got shape {array.shape}.")
+    return array
+
+
+def whole_numbers(name: str, value: Any, high: int | None = None) -> Array:
+    """Return an array of whole numbers in 0..high - 1, as far as they are known.
+
+    Raises:
+        TypeError: if it holds anything else, booleans too.
+        ValueError: if a known one is out of range.
+    """
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"`{name}` must hold integers; got {array.dtype}.")
+    known = numerics.concrete(array)
+    if known is None or known.size == 0:
+        return array
+    least, most = known.min(), known.max()
+    if least < 0 or (high is not None and most >= high):
+        wanted = "at least 0" if high is None else f"in 0..{high - 1}"
+        raise ValueError(f"`{name}` must be {wanted}; got values from {least} to {most}.")
+    return array
 
 
 def shown(value: Any) -> str:

@@ -19,9 +19,11 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import numerics
+from jaxdiff import checks, numerics
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Key
+
+__all__ = ["marginal", "perturb", "posterior", "step_coefficients", "transition"]
 
 
 def marginal(process: Process, x0: Array, t: Array) -> tuple[Array, Array]:
@@ -137,7 +139,10 @@ def step_coefficients(process: Process, s: Array, t: Array) -> tuple[Array, Arra
 
 
 def _times(process: Process, x: Array, **times: Array) -> list[Array]:
-    """Check named times, given in rising order, and let them broadcast against `x`."""
+    """Check the process and named times, in rising order, and let them broadcast against `x`."""
+    checks.process(process)
+    for name, value in times.items():
+        checks.real(name, value)
     expanded = [numerics.expand_like(t, x).astype(x.dtype) for t in times.values()]
     known = [numerics.concrete(t) for t in expanded]
     t_max = numerics.concrete(process.t_max)

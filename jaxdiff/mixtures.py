@@ -20,9 +20,11 @@ import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jax.scipy.special import logsumexp
 
-from jaxdiff import numerics
+from jaxdiff import checks, numerics
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser, Key
+
+__all__ = ["Mixture"]
 
 
 @numerics.pytree_dataclass
@@ -36,8 +38,10 @@ class Mixture:
             them definite, which any noise makes them.
 
     Raises:
-        ValueError: if the shapes do not fit, or known weights are negative or do not sum to 1,
-            or known covariances are not symmetric.
+        TypeError: if a field holds no floating-point numbers.
+        ValueError: if the shapes do not fit, or what is known of them is not so: weights negative
+            or not summing to 1, means not finite, covariances not symmetric or with a negative
+            eigenvalue.
     """
 
     weights: Array
@@ -65,9 +69,12 @@ class Mixture:
             raise ValueError(
                 f"`weights` must be non-negative and sum to 1; got {weights}, sum {weights.sum()}."
             )
+        means = numerics.concrete(self.means)
+        if means is not None and not np.isfinite(means).all():
+            raise ValueError(f"`means` must be finite; got {means}.")
         matrices = numerics.concrete(self.covariances)
-        if matrices is not None and not np.allclose(matrices, matrices.swapaxes(1, 2), rtol=1e-4):
-            raise ValueError("`covariances` must be symmetric matrices.")
+        if matrices is not None:
+            _check_covariances(matrices)
 
     @property
     def num_dims(self) -> int:
@@ -87,7 +94,13 @@ class Mixture:
         return -jnp.sum(shares[:, :, None] * pulls, axis=0).reshape(jnp.shape(x))
 
     def sample(self, key: Key, n: int) -> Array:
-        """Draw n points, (n, D); point i depends on (key, i) only."""
+        """Draw n points, (n, D); point i depends on (key, i) only.
+
+        Raises:
+            TypeError: if `key` is no typed key or `n` no whole number.
+            ValueError: if `n` is negative.
+        """
+        n = checks.count("n", n, 0)
         key_component, key_noise = numerics.split(key)
         rows = numerics.row_keys(key_component, n)
         component = jax.vmap(lambda row: jax.random.categorical(row, jnp.log(self.weights)))(rows)
@@ -97,7 +110,13 @@ class Mixture:
         return self.means[component] + jnp.einsum("nij,nj->ni", roots[component], noise)
 
     def diffuse(self, process: Process, t: Array) -> "Mixture":
-        """Return the mixture that q(x_t) is at one time t; ValueError if its shape is not ()."""
+        """Return the mixture that q(x_t) is at one time t.
+
+        Raises:
+            TypeError: if `process` is no process.
+            ValueError: if the shape of `t` is not ().
+        """
+        checks.process(process)
         t = numerics.as_time(t).astype(self.means.dtype)
         if t.ndim != 0:
             raise ValueError(f"`t` must be one time, shape (); got {t.shape}.")
@@ -110,7 +129,11 @@ class Mixture:
         """Return the exact denoiser E[x_0 | x_t], for x_t (B, D) and t of shape () or (B,).
 
         Where sigma is 0 it needs definite covariances, and returns x_t / alpha.
+
+        Raises:
+            TypeError: if `process` is no process.
         """
+        checks.process(process)
 
         def at_one_time(x_t: Array, t: Array) -> Array:
             logits, deviations, factors = self.diffuse(process, t)._components(x_t)
@@ -141,6 +164,19 @@ class Mixture:
         log_det = jnp.sum(jnp.log(jnp.diagonal(factors, axis1=1, axis2=2)), axis=1)
         offsets = jnp.log(self.weights) - log_det - 0.5 * self.num_dims * jnp.log(2.0 * jnp.pi)
         return offsets[:, None] - 0.5 * jnp.sum(whitened**2, axis=1), deviations, factors
+
+
+def _check_covariances(matrices: np.ndarray) -> None:
+    if not np.isfinite(matrices).all():
+        raise ValueError(f"`covariances` must be finite; got {matrices}.")
+    if not np.allclose(matrices, matrices.swapaxes(1, 2), rtol=1e-4):
+        raise ValueError("`covariances` must be symmetric matrices.")
+    values = np.linalg.eigvalsh(matrices)
+    rounding = 1e-4 * np.abs(values).max(axis=1, initial=0.0)
+    if (values.min(axis=1, initial=0.0) < -rounding).any():
+        raise ValueError(
+            f"`covariances` must have no negative eigenvalue; got {values.min():g} at least."
+        )
 
 
 def _solve(factor: Array, deviations: Array) -> Array:

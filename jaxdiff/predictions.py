@@ -16,17 +16,18 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jaxdiff import numerics
+from jaxdiff import checks, numerics
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array
+
+__all__ = ["KINDS", "check_kind", "convert", "error_ratio", "from_pair", "require_signal"]
 
 KINDS = ("x0", "eps", "v", "score", "velocity")
 
 
 def check_kind(name: str, kind: str) -> None:
     """Raise ValueError unless `kind` is one of :data:`KINDS`."""
-    if kind not in KINDS:
-        raise ValueError(f"`{name}` must be one of {', '.join(KINDS)}; got {kind!r}.")
+    checks.choice(name, kind, KINDS)
 
 
 def convert(
@@ -51,6 +52,7 @@ def convert(
     """
     check_kind("source", source)
     check_kind("target", target)
+    checks.process(process)
     if value.shape != x_t.shape:
         raise ValueError(f"`value` must have the shape of x_t, {x_t.shape}; got {value.shape}.")
     t = numerics.expand_like(t, x_t)

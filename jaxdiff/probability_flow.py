@@ -13,11 +13,15 @@ Source: Salimans & Ho 2022 (arXiv:2202.00512), appendix D; the ODE: Song et al. 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
+from jaxdiff import checks
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser
+
+__all__ = ["angle", "check_tolerances", "radius", "vector_field", "x0_hat"]
 
 
 def angle(process: Process, t: Array) -> Array:
@@ -31,14 +35,39 @@ def radius(process: Process, t: Array) -> Array:
 
 
 def vector_field(process: Process, denoise: Denoiser) -> Callable[[Array, Array], Array]:
-    """Return (theta (), y (B, ...)) -> dy / dtheta (B, ...); theta must not be 0."""
+    """Return (theta (), y (B, ...)) -> dy / dtheta (B, ...); theta must not be 0.
+
+    A denoiser that gives its v is asked for that: v_hat is v / sqrt(alpha^2 + sigma^2). By x0_hat
+    the difference above loses log2(1 / theta) bits, so that how it was compiled shows in a
+    divergence.
+    """
+    v = getattr(denoise, "v", None)
 
     def v_hat(theta: Array, y: Array) -> Array:
         cos, sin = jnp.cos(theta), jnp.sin(theta)
         smallest = jnp.finfo(y.dtype).tiny  # cos(pi / 2) may round to less than 0
         log_snr = 2.0 * jnp.log(jnp.maximum(cos, smallest) / sin)
         t = jnp.clip(process.time_of_log_snr(log_snr), 0.0, process.t_max).astype(y.dtype)
-        x0_hat = denoise(radius(process, t) * y, t)
-        return (cos * y - x0_hat.astype(y.dtype)) / sin
+        length = radius(process, t)
+        if v is not None:
+            return checks.output("denoise.v", v(length * y, t), y) / length
+        return (cos * y - checks.output("denoise", denoise(length * y, t), y)) / sin
 
     return v_hat
+
+
+def check_tolerances(rtol: Any, atol: Any, max_steps: Any) -> tuple[Any, Any, int]:
+    """Return the options of an adaptive solver, `max_steps` as an int.
+
+    Raises:
+        TypeError: if `max_steps` is no whole number or a tolerance no real one.
+        ValueError: if one is known and not positive, or a tolerance not one finite number.
+    """
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        checks.number(name, value, 0.0, above=True)
+    return rtol, atol, checks.count("max_steps", max_steps)
+
+
+def x0_hat(theta: Array, y: Array, v_hat: Array) -> Array:
+    """Return the x0_hat (B, ...) that a vector field v_hat (B, ...) at y and theta stands for."""
+    return jnp.cos(theta) * y - jnp.sin(theta) * v_hat

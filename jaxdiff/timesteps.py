@@ -16,10 +16,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from jaxdiff import numerics, rows
+from jaxdiff import checks, numerics, rows
 from jaxdiff.processes import Process
 from jaxdiff.rows import Rows
 from jaxdiff.typing import Array, Key
+
+__all__ = [
+    "INFINITE_START",
+    "Draw",
+    "check_grid",
+    "draw_at",
+    "draw_log_normal",
+    "draw_log_snr",
+    "draw_stratified",
+    "draw_uniform",
+    "flow_shift",
+    "karras",
+    "log_snr",
+    "quadratic",
+    "stratified",
+    "uniform",
+]
 
 Draw: TypeAlias = Callable[[Key, Process, Any], Array]
 """(key, process, B) -> training times (B,) in (0, t_max]."""
@@ -44,9 +61,10 @@ def uniform(process: Process, num_steps: int, t_end: Any = 0.0, t_start: Any = N
         Decreasing times (N + 1,).
 
     Raises:
+        TypeError: if `process` is no process, or another argument no number of its kind.
         ValueError: if an argument is out of range.
     """
-    t_start = _check_ends(process, num_steps, t_end, t_start)
+    num_steps, t_start = _check_ends(process, num_steps, t_end, t_start)
     return _between(t_start, t_end, lambda: jnp.linspace(t_start, t_end, num_steps + 1))
 
 
@@ -57,7 +75,7 @@ def quadratic(process: Process, num_steps: int, t_end: Any = 0.0, t_start: Any =
 
     Source: Song et al. 2021 (arXiv:2010.02502), appendix D.2.
     """
-    t_start = _check_ends(process, num_steps, t_end, t_start)
+    num_steps, t_start = _check_ends(process, num_steps, t_end, t_start)
     roots = jnp.sqrt(jnp.asarray(t_start, float)), jnp.sqrt(jnp.asarray(t_end, float))
     return _between(t_start, t_end, lambda: jnp.linspace(*roots, num_steps + 1) ** 2)
 
@@ -76,7 +94,7 @@ def log_snr(process: Process, num_steps: int, t_end: Any = 1e-3, t_start: Any = 
 
     Source: Lu et al. 2022 (arXiv:2206.00927), whose solvers step uniformly in log-SNR.
     """
-    t_start = _check_ends(process, num_steps, t_end, t_start)
+    num_steps, t_start = _check_ends(process, num_steps, t_end, t_start)
     first = process.log_snr(jnp.asarray(t_start, float))
     last = process.log_snr(jnp.asarray(t_end, float))
     known = numerics.concrete(last)
@@ -113,7 +131,11 @@ def karras(
 
     Source: Karras et al. 2022 (arXiv:2206.00364), eq. 5.
     """
-    _check_num_steps(num_steps)
+    checks.process(process)
+    num_steps = checks.count("num_steps", num_steps)
+    checks.number("rho", rho, 0.0, above=True)
+    checks.number("sigma_min", sigma_min, infinite=True)
+    checks.number("sigma_max", sigma_max, infinite=True)
     low, high = numerics.concrete(sigma_min), numerics.concrete(sigma_max)
     if low is not None and high is not None and not 0.0 < low <= high < np.inf:
         raise ValueError(
@@ -149,10 +171,8 @@ def flow_shift(
 
     Source: Esser et al. 2024 (arXiv:2403.03206), eq. 23.
     """
-    t_start = _check_ends(process, num_steps, t_end, t_start)
-    known = numerics.concrete(shift)
-    if known is not None and not (np.isfinite(known) and known > 0):
-        raise ValueError(f"`shift` must be positive and finite; got {shift}.")
+    num_steps, t_start = _check_ends(process, num_steps, t_end, t_start)
+    checks.number("shift", shift, 0.0, above=True)
 
     def shifted(u: Array, by: Any) -> Array:
         return by * u / (1.0 + (by - 1.0) * u)
@@ -164,16 +184,18 @@ def flow_shift(
     return _between(t_start, t_end, lambda: process.t_max * shifted(nodes, shift))
 
 
-def check_grid(ts: Any, *, decreasing: bool = True) -> Array:
+def check_grid(ts: Any, *, decreasing: bool = True, process: Process | None = None) -> Array:
     """Return a time grid as an array after checking what can be known of it.
 
     Args:
         ts: (N + 1,) times, N >= 1; equal neighbours are allowed.
         decreasing: whether it must fall, from noise to data, or rise.
+        process: whose times they must be, up to t_max, where it is given.
 
     Raises:
         TypeError: if it holds no real numbers.
-        ValueError: if it has another rank, NaN, a negative time or runs the wrong way.
+        ValueError: if it has another rank, NaN, a negative time, one past t_max or runs the wrong
+            way.
     """
     ts = jnp.asarray(ts)
     if not jnp.issubdtype(ts.dtype, jnp.floating):
@@ -185,6 +207,9 @@ def check_grid(ts: Any, *, decreasing: bool = True) -> Array:
         return ts
     if not np.isfinite(known).all() or known.min() < 0.0:
         raise ValueError(f"`ts` must hold finite times >= 0; got {known}.")
+    t_max = None if process is None else numerics.concrete(process.t_max)
+    if t_max is not None and known.max() > t_max * (1 + 1e-6):
+        raise ValueError(f"`ts` must lie in [0, t_max] = [0, {t_max:g}]; got {known.max():g}.")
     steps = np.diff(known) if decreasing else -np.diff(known)
     if (steps > 0).any():
         wrong = int(np.argmax(steps > 0))
@@ -201,15 +226,12 @@ def _between(t_start: Any, t_end: Any, make: Callable[[], Array]) -> Array:
     return make().at[0].set(t_start).at[-1].set(t_end)
 
 
-def _check_num_steps(num_steps: int) -> None:
-    if num_steps < 1:
-        raise ValueError(f"`num_steps` must be at least 1; got {num_steps}.")
-
-
-def _check_ends(process: Process, num_steps: int, t_end: Any, t_start: Any) -> Any:
-    """Check the arguments of a grid; return its first time."""
-    _check_num_steps(num_steps)
-    t_start = process.t_max if t_start is None else t_start
+def _check_ends(process: Process, num_steps: int, t_end: Any, t_start: Any) -> tuple[int, Any]:
+    """Check the arguments of a grid; return its number of steps and its first time."""
+    checks.process(process)
+    num_steps = checks.count("num_steps", num_steps)
+    t_start = process.t_max if t_start is None else checks.number("t_start", t_start)
+    checks.number("t_end", t_end)
     end, start, t_max = (numerics.concrete(t) for t in (t_end, t_start, process.t_max))
     if start is not None and t_max is not None and not 0.0 < start <= t_max:
         raise ValueError(f"`t_start` must lie in (0, t_max] = (0, {t_max:g}]; got {t_start}.")
@@ -217,7 +239,7 @@ def _check_ends(process: Process, num_steps: int, t_end: Any, t_start: Any) -> A
         raise ValueError(f"`t_end` must lie in [0, t_start); got {t_end}.")
     if end is not None and start is not None and not end < start:
         raise ValueError(f"`t_end` must lie in [0, t_start) = [0, {start:g}); got {t_end}.")
-    return t_start
+    return num_steps, t_start
 
 
 # --- Draws ----------------------------------------------------------------------------------
@@ -234,11 +256,10 @@ def draw_at(t: Any) -> Draw:
     """Draw the same time for every example, to learn one noise level; 0 for data without noise.
 
     Raises:
+        TypeError: if `t` is no real number.
         ValueError: if `t` is known and negative or not finite.
     """
-    known = numerics.concrete(t)
-    if known is not None and not (np.isfinite(known) and known >= 0):
-        raise ValueError(f"`t` must be finite and at least 0; got {t}.")
+    checks.number("t", t, 0.0)
 
     def draw(key: Key, process: Process, of: Rows | int) -> Array:
         return jnp.full(_num_rows(of), t, float)
@@ -270,13 +291,13 @@ def draw_log_normal(mean: float = -1.2, std: float = 1.2) -> Draw:
     Times past the ends of the process are moved to them.
 
     Raises:
-        ValueError: if `std` is known and not positive.
+        TypeError: if `mean` or `std` is no real number.
+        ValueError: if either is known and not finite, or `std` not positive.
 
     Source: Karras et al. 2022 (arXiv:2206.00364), table 1.
     """
-    known = numerics.concrete(std)
-    if known is not None and not known > 0:
-        raise ValueError(f"`std` must be positive; got {std}.")
+    checks.number("mean", mean)
+    checks.number("std", std, 0.0, above=True)
 
     def draw(key: Key, process: Process, of: Rows | int) -> Array:
         level = mean + std * norm.ppf(_inside(stratified(key, of)))
@@ -285,16 +306,21 @@ def draw_log_normal(mean: float = -1.2, std: float = 1.2) -> Draw:
     return draw
 
 
-def draw_log_snr(low: float, high: float) -> Draw:
+def draw_log_snr(low: Any, high: Any) -> Draw:
     """Draw times with log-SNR uniform on [low, high], spread evenly over the batch.
 
     Times past the ends of the process are moved to them. With a loss on eps this is the
     variational bound up to a factor (Kingma et al. 2021, arXiv:2107.00630, eq. 18).
 
     Raises:
-        ValueError: if `low` is not below `high`.
+        TypeError: if `low` or `high` is no real number.
+        ValueError: if either is known and not finite, or both are and `low` is not below `high`.
     """
-    if not low < high:
+    bottom, top = (
+        numerics.concrete(checks.number(name, value))
+        for name, value in (("low", low), ("high", high))
+    )
+    if bottom is not None and top is not None and not bottom < top:
         raise ValueError(f"`low` must be below `high`; got {low} and {high}.")
 
     def draw(key: Key, process: Process, of: Rows | int) -> Array:
@@ -304,7 +330,7 @@ def draw_log_snr(low: float, high: float) -> Draw:
 
 
 def _num_rows(of: Rows | int) -> int:
-    return of.numbers.shape[0] if isinstance(of, Rows) else of
+    return of.numbers.shape[0] if isinstance(of, Rows) else checks.count("of", of)
 
 
 def _inside(u: Array) -> Array:

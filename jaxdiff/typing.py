@@ -26,7 +26,12 @@ class Network(Protocol):
 
 
 class Denoiser(Protocol):
-    """The one currency of sampling: an estimate of E[x0 | x_t]."""
+    """The one currency of sampling: an estimate of E[x0 | x_t].
+
+    It may have two attributes, which guidance hands on where it can: ``v``, a function as this one
+    that gives v = alpha eps_hat - sigma x0_hat without taking x0_hat from x_t, and
+    ``needs_signal``, what cannot be asked where alpha is 0, as a refusal names it.
+    """
 
     def __call__(self, x_t: Array, t: Array, /) -> Array:
         """Map noisy data (B, ...) at time t, () or (B,), to x0_hat of the same shape."""

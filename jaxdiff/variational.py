@@ -20,9 +20,18 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import numerics
+from jaxdiff import checks
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array
+
+__all__ = [
+    "Decoder",
+    "gaussian_decoder",
+    "level_decoder",
+    "prior_divergence",
+    "row_sum",
+    "snr",
+]
 
 Decoder: TypeAlias = Callable[[Process, Array, Array, Array], Array]
 """(process, x0 (B, ...), x_t (B, ...), t ()) -> log p(x0 | x_t) in nats (B,)."""
@@ -38,7 +47,8 @@ def prior_divergence(process: Process, x0: Array) -> Array:
 
     It is what the reverse process loses by starting from the prior; 0 where alpha(t_max) is.
     """
-    x0 = numerics.as_float(x0, "x0")
+    checks.process(process)
+    x0 = checks.batch("x0", x0)
     t_max = jnp.asarray(process.t_max, x0.dtype)
     return 0.5 * snr(process, t_max) * row_sum(x0**2)
 
@@ -65,8 +75,7 @@ def level_decoder(num_levels: int) -> Decoder:
 
     Source: Kingma et al. 2021 (arXiv:2107.00630), section 3.3.
     """
-    if num_levels < 2:
-        raise ValueError(f"`num_levels` must be at least 2; got {num_levels}.")
+    num_levels = checks.count("num_levels", num_levels, 2)
 
     def decode(process: Process, x0: Array, x_t: Array, t: Array) -> Array:
         centers = (2.0 * jnp.arange(num_levels, dtype=x0.dtype) + 1.0) / num_levels - 1.0

@@ -15,6 +15,8 @@ from jaxdiff import checks, numerics, predictions
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array
 
+__all__ = ["Weighting", "edm", "likelihood", "min_snr", "simple"]
+
 
 class Weighting(NamedTuple):
     """A weight on a squared error.

@@ -15,13 +15,13 @@ because a full-precision u near 0 or 1 rounds over the edge of its bin; so
 smaller than 1/12 by a factor 1 - 2^-26.
 """
 
-import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff import checks
 from jaxdiff.numerics import row_keys
 from jaxdiff.typing import Array, Key
 
@@ -47,15 +47,16 @@ def centers(levels: Array, num_levels: int, *, dtype: Any = None) -> Array:
         dtype: float32 or float64; by default JAX's default float.
 
     Returns:
-        The shape of `levels`, within (-1, 1).
+        The shape of `levels`, within (-1, 1); NaN of a traced level outside 0..L-1.
 
     Raises:
         TypeError: if `levels` does not hold integers, or `dtype` is neither of the two.
-        ValueError: if `num_levels` is outside 2..256.
+        ValueError: if `num_levels` is outside 2..256, or a known level outside 0..L-1.
     """
     num_levels = _checked_levels(num_levels)
     dtype = _checked_dtype(dtype)
-    return (2 * _checked_integers(levels).astype(dtype) + 1) / num_levels - 1
+    levels = checks.whole_numbers("levels", levels, num_levels)
+    return _or_nan(levels, (2 * levels.astype(dtype) + 1) / num_levels - 1, num_levels)
 
 
 def dequantize(key: Key, levels: Array, num_levels: int, *, dtype: Any = None) -> Array:
@@ -71,25 +72,26 @@ def dequantize(key: Key, levels: Array, num_levels: int, *, dtype: Any = None) -
         dtype: float32 or float64; by default JAX's default float.
 
     Returns:
-        The shape of `levels`, within (-1, 1).
+        The shape of `levels`, within (-1, 1); NaN of a traced level outside 0..L-1.
 
     Raises:
         TypeError: if `levels` does not hold integers, `key` is not a typed key, or `dtype` is
             neither of the two.
-        ValueError: if `num_levels` is outside 2..256 or `levels` has no batch axis.
+        ValueError: if `num_levels` is outside 2..256, `levels` has no batch axis, or a known level
+            is outside 0..L-1.
 
     Source: Theis et al. 2016 (arXiv:1511.01844), sec. 3.1; u is drawn on a grid, as above.
     """
     num_levels = _checked_levels(num_levels)
     dtype = _checked_dtype(dtype)
-    levels = _checked_integers(levels)
+    levels = checks.whole_numbers("levels", levels, num_levels)
     if levels.ndim == 0:
         raise ValueError("`levels` must have shape (B, ...); got a single number.")
     bits = GRID_BITS[dtype.name]
     draw = jax.vmap(lambda row: jax.random.bits(row, levels.shape[1:], jnp.uint32))
     cells = draw(row_keys(key, levels.shape[0])) >> np.uint32(32 - bits)
     u = (cells.astype(dtype) + 0.5) * 2.0**-bits
-    return 2 * (levels.astype(dtype) + u) / num_levels - 1
+    return _or_nan(levels, 2 * (levels.astype(dtype) + u) / num_levels - 1, num_levels)
 
 
 def to_levels(x: Array, num_levels: int) -> Array:
@@ -115,21 +117,15 @@ def to_levels(x: Array, num_levels: int) -> Array:
     return jnp.where(jnp.isnan(bins), 0, bins).astype(jnp.uint8)
 
 
+def _or_nan(levels: Array, x: Array, num_levels: int) -> Array:
+    return jnp.where((levels >= 0) & (levels < num_levels), x, jnp.nan)
+
+
 def _checked_levels(num_levels: int) -> int:
-    try:
-        value = operator.index(num_levels)
-    except TypeError:
-        raise TypeError(f"`num_levels` must be an integer; got {num_levels!r}.") from None
-    if not 2 <= value <= MAX_LEVELS:
+    value = checks.count("num_levels", num_levels, 2)
+    if value > MAX_LEVELS:
         raise ValueError(f"`num_levels` must be in 2..{MAX_LEVELS}; got {value}.")
     return value
-
-
-def _checked_integers(levels: Any) -> Array:
-    levels = jnp.asarray(levels)
-    if not jnp.issubdtype(levels.dtype, jnp.integer):
-        raise TypeError(f"`levels` must hold integers; got {levels.dtype}.")
-    return levels
 
 
 def _checked_dtype(dtype: Any) -> np.dtype:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import numerics, variational
+from jaxdiff import checks, numerics, variational
 from jaxdiff.typing import Array, Batch, Key, LossFn, PyTree
 
 Dequantizer: TypeAlias = Callable[[PyTree, Key, Array], tuple[Array, Array]]
@@ -49,7 +49,7 @@ def logistic_normal(
     Raises:
         ValueError: if `num_levels` is less than 2.
     """
-    _check_num_levels(num_levels)
+    num_levels = checks.count("num_levels", num_levels, 2)
 
     def draw(params: PyTree, key: Key, levels: Array) -> tuple[Array, Array]:
         mean, log_std = network(params, _place(levels, jnp.asarray(0.5, float), num_levels))
@@ -80,27 +80,30 @@ def levels_log_prob(
     Args:
         key: one key, or `(B,)` row keys; consumed.
         log_density: (key, x (B, ...)) -> log p(x) in nats (B,), x in [-1, 1].
-        levels: integers in 0..L-1, (B, ...).
+        levels: integers in 0..L-1, (B, ...); a traced one outside makes its row NaN.
         num_levels: L.
         dequantizer: by default :func:`uniform`.
         params: of the dequantizer.
         num_samples: K, at least 1; evaluated one after another.
 
     Raises:
-        TypeError: if `levels` holds no integers.
-        ValueError: if `num_levels` is less than 2 or `num_samples` less than 1.
+        TypeError: if `levels` holds no integers, `num_levels` or `num_samples` is no whole number,
+            or `log_density` no function.
+        ValueError: if `num_levels` is less than 2, `num_samples` less than 1, a known level outside
+            0..L-1 or `log_density` returns another shape than (B,).
     """
-    _check_num_levels(num_levels)
-    if num_samples < 1:
-        raise ValueError(f"`num_samples` must be at least 1; got {num_samples}.")
-    levels = _check_levels(levels)
+    num_levels = checks.count("num_levels", num_levels, 2)
+    num_samples = checks.count("num_samples", num_samples)
+    checks.function("log_density", log_density, "(key, x) -> log p(x), (B,)")
+    levels = _batch_of_levels(levels, num_levels)
     draw = uniform() if dequantizer is None else dequantizer
 
     def weigh(key: Key) -> Array:
         key_u, key_density = numerics.split(key)
         u, log_q = draw(params, key_u, levels)
         log_width = math.prod(levels.shape[1:]) * math.log(2.0 / num_levels)
-        return log_density(key_density, _place(levels, u, num_levels)) + log_width - log_q
+        log_prob = log_density(key_density, _place(levels, u, num_levels))
+        return checks.output("log_density", log_prob, log_q, "(B,)") + log_width - log_q
 
     return jax.lax.map(weigh, numerics.split(key, num_samples))
 
@@ -117,11 +120,11 @@ def dequantized(loss_fn: LossFn, dequantizer: Dequantizer, num_levels: int) -> L
     Returns:
         ``loss_fn(params, key, batch)``, a bound on -log P(levels) in nats an example.
     """
-    _check_num_levels(num_levels)
+    num_levels = checks.count("num_levels", num_levels, 2)
 
     def bound(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:
         key_u, key_loss = jax.random.split(key)
-        levels = _check_levels(batch["x0"])
+        levels = _batch_of_levels(batch["x0"], num_levels, 'batch["x0"]')
         u, log_q = dequantizer(params["dequantizer"], key_u, levels)
         x0 = _place(levels, u, num_levels)
         loss, metrics = loss_fn(params["network"], key_loss, {**batch, "x0": x0})
@@ -132,16 +135,12 @@ def dequantized(loss_fn: LossFn, dequantizer: Dequantizer, num_levels: int) -> L
 
 
 def _place(levels: Array, u: Array, num_levels: int) -> Array:
-    return 2.0 * (levels.astype(u.dtype) + u) / num_levels - 1.0
+    x = 2.0 * (levels.astype(u.dtype) + u) / num_levels - 1.0
+    return jnp.where((levels >= 0) & (levels < num_levels), x, jnp.nan)
 
 
-def _check_num_levels(num_levels: int) -> None:
-    if num_levels < 2:
-        raise ValueError(f"`num_levels` must be at least 2; got {num_levels}.")
-
-
-def _check_levels(levels: Array) -> Array:
-    levels = jnp.asarray(levels)
-    if not jnp.issubdtype(levels.dtype, jnp.integer):
-        raise TypeError(f"`levels` must hold integers; got {levels.dtype}.")
+def _batch_of_levels(levels: Array, num_levels: int, name: str = "levels") -> Array:
+    levels = checks.whole_numbers(name, levels, num_levels)
+    if levels.ndim == 0 or levels.shape[0] == 0:
+        raise ValueError(f"`{name}` must hold one row or more, (B, ...); got shape {levels.shape}.")
     return levels

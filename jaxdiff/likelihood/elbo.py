@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import forward, numerics, timesteps, variational
+from jaxdiff import checks, forward, numerics, predictions, timesteps, variational
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser, Key
 
@@ -65,13 +65,20 @@ def elbo(
         The terms, of one chain: their means over keys are the bound's.
 
     Raises:
-        TypeError: if `x0` or `ts` holds integers.
-        ValueError: if the known grid increases, or ends without noise.
+        TypeError: if `x0` or `ts` holds integers, `process` is no process, `denoise` no function or
+            `key` no typed key.
+        ValueError: if `x0` has no rows, the known grid increases, starts past t_max, ends without
+            noise, or starts where alpha is 0 and the denoiser's network holds no x0, or if the
+            denoiser changes the shape.
 
     Source: Kingma et al. 2021 (arXiv:2107.00630), eqs. 11 and 13.
     """
-    x0 = numerics.as_float(x0, "x0")
-    ts = timesteps.check_grid(ts).astype(x0.dtype)
+    checks.process(process)
+    denoise = checks.judged("denoise", denoise, checks.DENOISER)
+    x0 = checks.batch("x0", x0)
+    ts = timesteps.check_grid(ts, process=process).astype(x0.dtype)
+    if denoise.needs_signal is not None:
+        predictions.require_signal(process, ts[0], denoise.needs_signal)
     noise = numerics.known_value(process.sigma, ts[-1])
     if noise is not None and noise == 0.0:
         raise ValueError(
@@ -89,7 +96,7 @@ def elbo(
         step_key, t, s = inputs
         z = numerics.normal(step_key, x0)
         mean, std = forward.posterior(process, x_t, x0, t, s)
-        error = denoise(x_t, t).astype(x0.dtype) - x0
+        error = denoise(x_t, t) - x0
         gain = jnp.maximum(variational.snr(process, s) - variational.snr(process, t), 0.0)
         cost = 0.5 * gain * variational.row_sum(error**2)
         log_ratio = numerics.sqrt(gain) * variational.row_sum(z * error) - cost
@@ -112,6 +119,7 @@ def importance_weighted(log_weights: Array) -> Array:
 
     Source: Burda et al. 2016 (arXiv:1509.00519), eq. 8.
     """
-    if log_weights.ndim != 2:
-        raise ValueError(f"`log_weights` must have shape (K, B); got {log_weights.shape}.")
+    log_weights = numerics.as_float(log_weights, "log_weights")
+    if log_weights.ndim != 2 or log_weights.shape[0] == 0:
+        raise ValueError(f"`log_weights` must have shape (K, B), K >= 1; got {log_weights.shape}.")
     return jax.nn.logsumexp(log_weights, axis=0) - jnp.log(log_weights.shape[0])

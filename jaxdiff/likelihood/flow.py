@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import numerics, probability_flow
+from jaxdiff import checks, numerics, predictions, probability_flow
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser, Key
 
@@ -61,7 +61,8 @@ def log_prob(
 
     Args:
         process: the forward process.
-        denoise: the denoiser.
+        denoise: the denoiser. One of a network that predicts v, velocity or eps, or that is
+            preconditioned, keeps digits that x0_hat loses at small noise.
         x: data (B, ...), D numbers each.
         key: one key or `(B,)` row keys; needed by `num_probes`, consumed.
         num_probes: None takes the exact divergence, D tangents an evaluation; a number takes
@@ -76,21 +77,30 @@ def log_prob(
         (log p(x) in nats (B,), x_T (B, ...), the end of the path).
 
     Raises:
-        TypeError: if `x` holds integers.
-        ValueError: if `num_probes` is less than 1 or lacks a key, or `t_min` is out of range.
+        TypeError: if `x` holds integers, `process` is no process, `denoise` no function, `key` no
+            typed key, or an option no number of its kind.
+        ValueError: if `x` has no rows, `num_probes` is less than 1 or lacks a key, a tolerance is
+            not positive, `t_min` is out of range, alpha(t_max) is 0 and the denoiser's network
+            holds no x0 there, or the denoiser changes the shape.
 
     Source: Song et al. 2021 (arXiv:2011.13456), section 4.3 and appendix D.2.
     """
     import diffrax  # here, so that only likelihoods pay for it
 
-    x = numerics.as_float(x, "x")
-    t_min = default_t_min(process) if t_min is None else t_min
+    checks.process(process)
+    denoise = checks.judged("denoise", denoise, checks.DENOISER)
+    x = checks.batch("x", x)
+    rtol, atol, max_steps = probability_flow.check_tolerances(rtol, atol, max_steps)
+    if denoise.needs_signal is not None:
+        predictions.require_signal(process, process.t_max, denoise.needs_signal)
+    t_min = default_t_min(process) if t_min is None else checks.number("t_min", t_min)
     known, t_max = numerics.concrete(t_min), numerics.concrete(process.t_max)
     if known is not None and t_max is not None and not 0.0 <= known < t_max:
         raise ValueError(f"`t_min` must lie in [0, t_max) = [0, {t_max:g}); got {t_min}.")
     noise = numerics.known_value(process.sigma, t_min)
     if noise is not None and noise == 0.0:
         raise ValueError(f"`t_min` must be a time with noise; got {t_min}, where sigma is 0.")
+    num_dims = math.prod(x.shape[1:])
     probes = _draw_probes(key, num_probes, x)
     ends = jnp.stack([jnp.asarray(t, x.dtype) for t in (t_min, process.t_max)])
     start, stop = probability_flow.angle(process, ends)
@@ -104,8 +114,10 @@ def log_prob(
             return field(theta, y[None])[0]
 
         if row_probes is None:
-            return numerics.divergence(v_hat, state[0])
-        return numerics.hutchinson_divergence(v_hat, state[0], row_probes)
+            slope, divergence = numerics.divergence(v_hat, state[0])
+        else:
+            slope, divergence = numerics.hutchinson_divergence(v_hat, state[0], row_probes)
+        return slope, divergence / num_dims
 
     def solve(row: Array, row_probes: Any) -> tuple[Array, Array]:
         solution = diffrax.diffeqsolve(
@@ -116,22 +128,27 @@ def log_prob(
             dt0=None,
             y0=(row / radius, jnp.zeros((), row.dtype)),
             args=row_probes,
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, norm=_larger),
             max_steps=max_steps,
         )
         y_T, growth = jax.tree.map(lambda leaf: leaf[-1], solution.ys)  # noqa: N806
         return growth, radius_T * y_T
 
     growth, x_T = jax.vmap(solve)(x, probes)  # noqa: N806
-    growth += math.prod(x.shape[1:]) * jnp.log(radius_T / radius)
-    return _log_prior(process, x_T) + growth, x_T
+    growth += jnp.log(radius_T / radius)
+    return _log_prior(process, x_T) + num_dims * growth, x_T
+
+
+def _larger(scaled: tuple[Array, Array]) -> Array:
+    """Return the error of a step: the root mean square of y's, or that of the growth if larger."""
+    of_y, of_growth = scaled
+    return jnp.maximum(jnp.sqrt(jnp.mean(of_y**2)), jnp.abs(of_growth))
 
 
 def _draw_probes(key: Key | None, num_probes: int | None, x: Array) -> Array | None:
     if num_probes is None:
         return None
-    if num_probes < 1:
-        raise ValueError(f"`num_probes` must be at least 1, or None; got {num_probes}.")
+    num_probes = checks.count("num_probes", num_probes)
     if key is None:
         raise ValueError("`key` must be given where `num_probes` is: the probes are random.")
     shape = (x.shape[0], num_probes, *x.shape[1:])
@@ -160,11 +177,10 @@ def bits_per_dim(log_prob: Array, num_dims: int, bin_width: Any) -> Array:
             scaled to [-1, 1].
 
     Raises:
+        TypeError: if `num_dims` is no whole number, or the others hold no real ones.
         ValueError: if `num_dims` < 1 or `bin_width` is known and not positive.
     """
-    if num_dims < 1:
-        raise ValueError(f"`num_dims` must be at least 1; got {num_dims}.")
-    known = numerics.concrete(bin_width)
-    if known is not None and not known > 0:
-        raise ValueError(f"`bin_width` must be positive; got {bin_width}.")
+    checks.real("log_prob", log_prob)
+    num_dims = checks.count("num_dims", num_dims)
+    checks.number("bin_width", bin_width, 0.0, above=True)
     return -(log_prob + num_dims * jnp.log(bin_width)) / (num_dims * math.log(2.0))

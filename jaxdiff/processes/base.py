@@ -4,10 +4,10 @@ import abc
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxdiff import numerics
+from jaxdiff import checks, numerics
 from jaxdiff.typing import Array, Key
 
 
@@ -30,9 +30,30 @@ class Process(abc.ABC):
     def variance(self, t: Array) -> Array:
         """Variance of the noise in x_t."""
 
-    @abc.abstractmethod
     def time_of_log_snr(self, log_snr: Array) -> Array:
-        """The inverse of :meth:`log_snr`."""
+        """The inverse of :meth:`log_snr`; beyond its values, the time of its nearest.
+
+        Found by bisection where a process has no closed form, and differentiable.
+        """
+        target = numerics.as_time(log_snr)
+        t = jax.lax.stop_gradient(self._bisected(target))
+        slope = jax.lax.stop_gradient(numerics.time_derivative(self.log_snr, t))
+        inside = jnp.isfinite(slope) & (slope < 0) & (t > 0) & (t < self.t_max)
+        safe = jnp.where(inside, t, 0.5 * jnp.asarray(self.t_max, t.dtype))
+        newton = (target - self.log_snr(safe)) / jnp.where(inside, slope, 1.0)
+        return jnp.where(inside, jnp.clip(safe + newton, 0.0, self.t_max), t).astype(target.dtype)
+
+    def _bisected(self, target: Array) -> Array:
+        def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends
+            middle = 0.5 * (low + high)
+            early = self.log_snr(middle) > target
+            return jnp.where(early, middle, low), jnp.where(early, high, middle)
+
+        ends = jnp.zeros_like(target), jnp.full_like(target, self.t_max)
+        halvings = 3 * jnp.finfo(target.dtype).nmant  # times near 0 to full precision too
+        low, high = jax.lax.fori_loop(0, halvings, halve, ends)
+        return jnp.where(self.log_snr(jnp.zeros_like(target)) <= target, low, high)
 
     def sigma(self, t: Array) -> Array:
         """Standard deviation of the noise in x_t; its gradient where it is 0 is taken as 0."""
@@ -59,16 +80,36 @@ class Process(abc.ABC):
         growth = numerics.time_derivative(self.variance, t)
         return growth - 2.0 * self.drift(t) * self.variance(t)
 
-    def prior_sample(self, key: Key, shape: tuple[int, ...], *, dtype: Any = float) -> Array:
-        """Draw x_T ~ N(0, variance(t_max) I).
+    def prior_sample(
+        self, key: Key, shape: tuple[int, ...], *, dtype: Any = float, t: Any = None
+    ) -> Array:
+        """Draw x_t ~ N(0, variance(t) I), the noise that a sampler starts from.
 
         Args:
             key: one key, or `(B,)` row keys; row i depends on (key, i) only.
             shape: (B, ...).
-            dtype: of the result.
+            dtype: of the result, floating point.
+            t: the first time of the sampler's grid, in [0, t_max]; by default t_max.
+
+        Raises:
+            TypeError: if `key` is no typed key, `shape` no tuple of whole numbers, or `dtype`
+                holds no floating-point numbers.
+            ValueError: if `shape` is empty, or `t` is known and out of range.
         """
+        if not isinstance(shape, tuple | list):
+            raise TypeError(f"`shape` must be a tuple (B, ...); got {checks.shown(shape)}.")
+        if len(shape) == 0:
+            raise ValueError("`shape` must have a leading batch axis; got ().")
+        shape = tuple(checks.count(f"shape[{i}]", size) for i, size in enumerate(shape))
+        if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            raise TypeError(f"`dtype` must be a floating-point one; got {jnp.dtype(dtype)}.")
+        if t is None:
+            t = self.t_max
+        else:
+            last = numerics.concrete(self.t_max)
+            checks.number("t", t, 0.0, math.inf if last is None else float(last) * (1 + 1e-6))
         noise = numerics.normal(key, jnp.empty(shape, dtype))
-        return self.sigma(jnp.asarray(self.t_max, noise.dtype)) * noise
+        return self.sigma(jnp.asarray(t, noise.dtype)) * noise
 
 
 class SigmaProcess(Process):
@@ -94,14 +135,6 @@ def scalar(name: str, value: Any, *, positive: bool = False) -> Any:
         TypeError: if it is no real number.
         ValueError: if it is not finite, or not positive where it must be.
     """
-    if np.shape(value) != ():
-        raise ValueError(f"`{name}` must be one number; got shape {np.shape(value)}.")
+    checks.number(name, value, 0.0 if positive else -math.inf, above=positive)
     known = numerics.concrete(value)
-    if known is None:
-        return value
-    if not np.issubdtype(known.dtype, np.number) or np.iscomplexobj(known):
-        raise TypeError(f"`{name}` must be a real number; got {value!r}.")
-    number = float(known)
-    if not math.isfinite(number) or (positive and number <= 0.0):
-        raise ValueError(f"`{name}` must be {'positive and ' * positive}finite; got {number}.")
-    return number
+    return value if known is None else float(known)

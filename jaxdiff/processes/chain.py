@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import numerics
+from jaxdiff import checks, numerics
 from jaxdiff.processes.base import Process
 from jaxdiff.typing import Array
 
@@ -30,10 +30,13 @@ class Chain(Process):
     def _parts(self, t: Array) -> tuple[Array, Array]:
         """Factor alpha as fall * exp(log_rest), fall < 1 only on a last interval ending at 0.
 
-        A node belongs to the interval below it, so that slopes there are those of a step down.
+        A node belongs to the interval below it, so that slopes there are those of a step down,
+        and so do times that rounding has put a few ulps of t_max beyond it.
         """
         position = t * self.num_steps
-        index = jnp.clip(jnp.ceil(position).astype(int) - 1, 0, self.num_steps - 1)
+        rounding = 4 * self.num_steps * float(jnp.finfo(t.dtype).eps)
+        index = jnp.ceil(position - min(rounding, 0.25)).astype(int) - 1
+        index = jnp.clip(index, 0, self.num_steps - 1)
         fraction = position - index
         near, far = self.log_alphas[index], self.log_alphas[index + 1]
         to_zero = jnp.isneginf(far)
@@ -76,11 +79,13 @@ def from_betas(betas: Any) -> Chain:
         betas: (T,), in (0, 1), the last one possibly 1.
 
     Raises:
+        TypeError: if `betas` holds no real numbers.
         ValueError: if `betas` is not a vector of such numbers.
 
     Source: Ho et al. 2020 (arXiv:2006.11239), eqs. 2 and 4; zero terminal SNR: Lin et al. 2024
     (arXiv:2305.08891).
     """
+    checks.real("betas", betas)
     known = numerics.concrete(betas)
     shape = np.shape(betas)
     if len(shape) != 1 or shape[0] == 0:
@@ -109,6 +114,7 @@ def ddpm(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 
     Source: Ho et al. 2020 (arXiv:2006.11239), section 4.
     """
-    if num_steps < 1:
-        raise ValueError(f"`num_steps` must be at least 1; got {num_steps}.")
+    num_steps = checks.count("num_steps", num_steps)
+    checks.number("beta_start", beta_start)
+    checks.number("beta_end", beta_end)
     return from_betas(np.linspace(beta_start, beta_end, num_steps))

@@ -4,7 +4,7 @@ from jaxdiff.samplers.adaptive import adaptive
 from jaxdiff.samplers.ancestral import ancestral
 from jaxdiff.samplers.ddim import ddim
 from jaxdiff.samplers.deis import deis
-from jaxdiff.samplers.dpm_solver import dpm_solver_pp, dpm_solver_pp_sde
+from jaxdiff.samplers.dpm import dpm_solver_pp, dpm_solver_pp_sde
 from jaxdiff.samplers.edm import edm
 from jaxdiff.samplers.euler import euler, euler_maruyama, heun
 from jaxdiff.samplers.langevin import langevin, predictor_corrector

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff import probability_flow
+from jaxdiff.probability_flow import check_tolerances
 from jaxdiff.processes import Process
-from jaxdiff.samplers.protocol import Sampler, follow_flow, solver, traced_once
+from jaxdiff.samplers.protocol import Sampler, follow_flow, solver, taken
 from jaxdiff.typing import Array, Denoiser, Key
 
 NOISE_LEFT = 1e-3
@@ -36,15 +37,14 @@ def adaptive(
         max_steps: of the solver between two times of the grid; more is an error.
 
     Raises:
-        ValueError: if a tolerance or `max_steps` is not positive.
+        TypeError: if `max_steps` is no whole number or a tolerance no real one.
+        ValueError: if a known tolerance or `max_steps` is not positive.
 
     Source: Tsitouras 2011, by diffrax; the variables are those of `jaxdiff.probability_flow`.
     """
-    for name, value in (("rtol", rtol), ("atol", atol), ("max_steps", max_steps)):
-        if not value > 0:
-            raise ValueError(f"`{name}` must be positive; got {value}.")
-    denoise_once = traced_once(denoise)
-    field = probability_flow.vector_field(process, denoise_once)
+    rtol, atol, max_steps = check_tolerances(rtol, atol, max_steps)
+    denoise = taken(process, denoise)
+    field = jax.jit(probability_flow.vector_field(process, denoise))  # traced once
 
     def step(key: Key, x_t: Array, t: Array, s: Array) -> Array:
         import diffrax  # here, so that only those who use it pay for it
@@ -52,14 +52,15 @@ def adaptive(
         ends = jnp.stack([t, s])
         least = process.time_of_log_snr(-2.0 * jnp.log(jnp.asarray(NOISE_LEFT, x_t.dtype)))
         start, stop = jnp.where(process.sigma(ends) > 0, ends, least)
+        theta_start, theta_stop = probability_flow.angle(process, jnp.stack([start, stop]))
         x_start = follow_flow(process, x_t, x_t, t, start)  # scales x where sigma_t is 0
 
         def solve(row: Array) -> Array:
             solution = diffrax.diffeqsolve(
                 diffrax.ODETerm(lambda theta, y, args: field(jnp.asarray(theta), y[None])[0]),
                 diffrax.Tsit5(),
-                probability_flow.angle(process, start),
-                probability_flow.angle(process, stop),
+                theta_start,
+                theta_stop,
                 dt0=None,
                 y0=row,
                 stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
@@ -67,9 +68,14 @@ def adaptive(
             )
             return solution.ys[-1]
 
+        def denoised(row: Array) -> Array:
+            return probability_flow.x0_hat(theta_stop, row, field(theta_stop, row[None])[0])
+
         y = jax.vmap(solve)(x_start / probability_flow.radius(process, start))
-        x_stop = probability_flow.radius(process, stop) * y
-        denoise_rows = jax.vmap(lambda row: denoise_once(row[None], stop)[0])
-        return jax.lax.cond(process.sigma(s) > 0, lambda: x_stop, lambda: denoise_rows(x_stop))
+        return jax.lax.cond(
+            process.sigma(s) > 0,
+            lambda: probability_flow.radius(process, stop) * y,
+            lambda: jax.vmap(denoised)(y),
+        )
 
     return solver(process, denoise, step, deterministic=True)

@@ -1,8 +1,8 @@
 """Ancestral sampling: draw from q(x_s | x_t, x0_hat), the reverse chain of DDPM."""
 
-from jaxdiff import forward, numerics
+from jaxdiff import checks, forward, numerics
 from jaxdiff.processes import Process
-from jaxdiff.samplers.protocol import Sampler, solver
+from jaxdiff.samplers.protocol import Sampler, solver, taken
 from jaxdiff.typing import Array, Denoiser, Key
 
 
@@ -23,8 +23,8 @@ def ancestral(process: Process, denoise: Denoiser, variance: str = "posterior") 
 
     Source: Ho et al. 2020 (arXiv:2006.11239), algorithm 2 and section 3.2 for the two variances.
     """
-    if variance not in ("posterior", "upper"):
-        raise ValueError(f"`variance` must be 'posterior' or 'upper'; got {variance!r}.")
+    checks.choice("variance", variance, ("posterior", "upper"))
+    denoise = taken(process, denoise)
 
     def step(key: Key, x_t: Array, t: Array, s: Array) -> Array:
         x0_hat = denoise(x_t, t)

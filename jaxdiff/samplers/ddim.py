@@ -11,9 +11,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxdiff import forward, numerics
+from jaxdiff import checks, forward, numerics
 from jaxdiff.processes import Process
-from jaxdiff.samplers.protocol import Sampler, follow_flow, solver
+from jaxdiff.samplers.protocol import Sampler, follow_flow, solver, taken
 from jaxdiff.typing import Array, Denoiser, Key
 
 
@@ -30,9 +30,8 @@ def ddim(process: Process, denoise: Denoiser, eta: Any = 0.0) -> Sampler:
 
     Source: Song et al. 2021 (arXiv:2010.02502), eqs. 12 and 16.
     """
-    known = numerics.concrete(eta)
-    if known is not None and not 0.0 <= known <= 1.0:
-        raise ValueError(f"`eta` must lie in [0, 1]; got {eta}.")
+    denoise = taken(process, denoise)
+    known = numerics.concrete(checks.number("eta", eta, 0.0, 1.0))
 
     def flow_step(key: Key, x_t: Array, t: Array, s: Array) -> Array:
         return follow_flow(process, x_t, denoise(x_t, t), t, s)

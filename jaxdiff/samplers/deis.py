@@ -15,6 +15,7 @@ by Gauss-Legendre quadrature. These are numbers, not evaluations of the network.
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff import checks
 from jaxdiff.processes import Process
 from jaxdiff.samplers.multistep import (
     State,
@@ -23,7 +24,7 @@ from jaxdiff.samplers.multistep import (
     newton_basis,
     usable_nodes,
 )
-from jaxdiff.samplers.protocol import Sampler, check_order, follow_flow
+from jaxdiff.samplers.protocol import Sampler, follow_flow, taken
 from jaxdiff.typing import Array, Denoiser, Key
 
 QUADRATURE = np.polynomial.legendre.leggauss(12)
@@ -47,7 +48,8 @@ def deis(process: Process, denoise: Denoiser, order: int = 3) -> Sampler:
 
     Source: Zhang & Chen 2023 (arXiv:2204.13902), eqs. 14 and 15.
     """
-    check_order(order, (1, 2, 3, 4))
+    checks.choice("order", order, (1, 2, 3, 4))
+    denoise = taken(process, denoise)
 
     def integrals(t: Array, s: Array, nodes: list[Array]) -> list[Array]:
         """Integrate alpha_s rho' times each basis polynomial but the first."""
@@ -68,13 +70,12 @@ def deis(process: Process, denoise: Denoiser, order: int = 3) -> Sampler:
             return State(x_s, state.history)
         sigma = process.sigma(t)
         eps_hat = (state.x - process.alpha(t) * x0_hat) / jnp.where(sigma > 0, sigma, jnp.inf)
-        nodes, usable = usable_nodes(state.history, state.history.times - t, 0, s >= t)
-        differences = divided_differences(
-            [eps_hat, *state.history.outputs], [jnp.zeros_like(t), *nodes]
-        )
+        history = state.history.apart_from(t, s)
+        nodes, usable = usable_nodes(history, history.times - t, 0, s - t)
+        differences = divided_differences([eps_hat, *history.outputs], [jnp.zeros_like(t), *nodes])
         weights = integrals(t, s, [jnp.zeros_like(t), *nodes[:-1]])
         for difference, weight, good in zip(differences[1:], weights, usable, strict=True):
             x_s += jnp.where(good & (process.sigma(s) > 0), weight * difference, 0.0)
-        return State(x_s, state.history.push(eps_hat, t))
+        return State(x_s, history.push(eps_hat, t))
 
     return multistep_solver(process, denoise, step, order - 1, deterministic=True)

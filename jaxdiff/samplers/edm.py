@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import numerics
+from jaxdiff import checks, numerics
 from jaxdiff.processes import Process
-from jaxdiff.samplers.protocol import Sampler, solver, traced_once
+from jaxdiff.samplers.protocol import Sampler, solver, taken, traced_once
 from jaxdiff.typing import Array, Denoiser, Key
 
 
@@ -45,14 +45,15 @@ def edm(
     Source: Karras et al. 2022 (arXiv:2206.00364), algorithms 1 and 2.
     """
     options = {"churn": churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
-    known = {name: numerics.concrete(value) for name, value in options.items()}
-    for name, number in known.items():
-        if number is not None and not number >= 0:
-            raise ValueError(f"`{name}` must be at least 0; got {options[name]}.")
+    known = {
+        name: numerics.concrete(checks.number(name, value, 0.0, infinite=name == "s_tmax"))
+        for name, value in options.items()
+    }
     low, high = known["s_tmin"], known["s_tmax"]
     if low is not None and high is not None and low > high:
         raise ValueError(f"`s_tmin` must be at most `s_tmax`; got {s_tmin} > {s_tmax}.")
     deterministic = known["churn"] is not None and known["churn"] == 0.0
+    denoise = taken(process, denoise)
     denoise_once = traced_once(denoise)
 
     def level(t: Array) -> Array:

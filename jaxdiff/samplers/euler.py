@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxdiff import numerics
 from jaxdiff.processes import Process
-from jaxdiff.samplers.protocol import Sampler, follow_flow, solver, traced_once
+from jaxdiff.samplers.protocol import Sampler, follow_flow, solver, taken, traced_once
 from jaxdiff.typing import Array, Denoiser, Key
 
 
@@ -25,6 +25,7 @@ def euler(process: Process, denoise: Denoiser) -> Sampler:
 
     Source: Song et al. 2021 (arXiv:2011.13456), eq. 13.
     """
+    denoise = taken(process, denoise)
 
     def step(key: Key, x_t: Array, t: Array, s: Array) -> Array:
         x0_hat = denoise(x_t, t)
@@ -41,6 +42,7 @@ def heun(process: Process, denoise: Denoiser) -> Sampler:
 
     Source: Song et al. 2021 (arXiv:2011.13456), eq. 13, by the trapezoidal rule.
     """
+    denoise = taken(process, denoise)
     denoise_once = traced_once(denoise)
 
     def step(key: Key, x_t: Array, t: Array, s: Array) -> Array:
@@ -74,6 +76,7 @@ def euler_maruyama(process: Process, denoise: Denoiser) -> Sampler:
 
     Source: Song et al. 2021 (arXiv:2011.13456), eq. 6 and appendix E.
     """
+    denoise = taken(process, denoise)
 
     def step(key: Key, x_t: Array, t: Array, s: Array) -> Array:
         x0_hat = denoise(x_t, t)

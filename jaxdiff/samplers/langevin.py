@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import numerics
-from jaxdiff.samplers.protocol import Sampler
+from jaxdiff import checks, numerics
+from jaxdiff.samplers.protocol import Sampler, check_sampler, check_start
 from jaxdiff.typing import Array, Key
 
 
@@ -25,21 +25,25 @@ def langevin(
     gradient ascent of the density.
 
     Args:
-        score: (x (B, ...), t ()) -> the score (B, ...), such as `denoisers.to_score` makes.
+        score: (x (B, ...), t ()) -> the score (B, ...), such as `denoisers.to_score` makes; one
+            of that knows its process, and so which grids begin too late.
         step_size: a number or a function of t; Song & Ermon take c variance(t).
         noise: factor of the noise; 0, as a Python number, draws none. At 1 the dynamics keeps
             the density, up to O(step).
 
     Raises:
-        ValueError: if `step_size` or `noise` is known and negative or NaN.
+        TypeError: if `score` is no function, or an option no real number.
+        ValueError: if `step_size` or `noise` is known and negative or not finite; when sampling,
+            if the score changes the shape, or its process is known and a known grid starts past
+            its t_max, or where the denoiser within divides by alpha = 0.
 
     Source: Song & Ermon 2019 (arXiv:1907.05600), eq. 4 and algorithm 1, whose step is 2 of ours.
     """
-    for name, value in (("step_size", step_size), ("noise", noise)):
-        known = None if callable(value) else numerics.concrete(value)
-        if known is not None and not known >= 0:
-            raise ValueError(f"`{name}` must be at least 0; got {value}.")
-    known_noise = numerics.concrete(noise)
+    score = checks.judged("score", score, "(x, t) -> the score, in the shape of x")
+    process = getattr(score.fn, "process", None)
+    if not callable(step_size):
+        checks.number("step_size", step_size, 0.0)
+    known_noise = numerics.concrete(checks.number("noise", noise, 0.0))
     silent = known_noise is not None and known_noise == 0.0
 
     def step(key: Key, x: Array, t: Array, s: Array) -> Array:
@@ -49,7 +53,11 @@ def langevin(
             return moved
         return moved + noise * numerics.sqrt(2.0 * size) * numerics.normal(key, x)
 
-    return Sampler(init=lambda x_T: x_T, step=step)
+    def check(ts: Array) -> None:
+        if process is not None:
+            check_start(process, ts[0], score.needs_signal)
+
+    return Sampler(init=lambda x_T: x_T, step=step, check=check)
 
 
 def predictor_corrector(
@@ -58,21 +66,28 @@ def predictor_corrector(
     """Make a sampler that corrects where a predictor has stepped to, within the same time.
 
     After a step from t to s the corrector takes `num_corrections` steps from s to s, but none
-    where s = 0. A corrector that stands still there, as every solver does, changes nothing:
-    `langevin` is meant.
+    where s = 0.
 
     Args:
         predictor: any sampler; a multistep one goes on from the corrected x.
-        corrector: a sampler that moves at a standing time.
+        corrector: a sampler that moves at a standing time, as `langevin` does.
         num_corrections: at least 0.
 
     Raises:
-        ValueError: if `num_corrections` is negative.
+        TypeError: if either is no Sampler, or `num_corrections` no whole number.
+        ValueError: if `num_corrections` is negative, or the corrector stands still at a standing
+            time, as every solver does, and so would change nothing.
 
     Source: Song et al. 2021 (arXiv:2011.13456), algorithm 1.
     """
-    if num_corrections < 0:
-        raise ValueError(f"`num_corrections` must be at least 0; got {num_corrections}.")
+    check_sampler("predictor", predictor)
+    check_sampler("corrector", corrector)
+    num_corrections = checks.count("num_corrections", num_corrections, 0)
+    if corrector.stands_still:
+        raise ValueError(
+            "`corrector` must move at a standing time; got a solver, which stands still there and "
+            "would correct nothing. Take samplers.langevin."
+        )
 
     def step(key: Key, state: Any, t: Array, s: Array) -> Any:
         num_rows = predictor.value(state).shape[0]

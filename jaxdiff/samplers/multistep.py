@@ -15,6 +15,7 @@ give the integrals.
 Source: Lu et al. 2022 (arXiv:2211.01095), eqs. 8 and 9.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,12 @@ import jax.numpy as jnp
 from jaxdiff.processes import Process
 from jaxdiff.samplers.protocol import Sampler, Step, solver
 from jaxdiff.typing import Array, Denoiser
+
+SERIES_TERMS = 20
+"""Terms of the series of a moment: enough for float64 below 1."""
+
+NEAR = 1e-3
+"""The part of a step within which two earlier outputs give no slope."""
 
 
 class History(NamedTuple):
@@ -43,6 +50,21 @@ class History(NamedTuple):
         """Return a history for `length` outputs of the shape of x."""
         outputs = jnp.zeros((length, *x.shape), x.dtype)
         return cls(outputs, jnp.zeros(length, x.dtype), jnp.zeros((), jnp.int32))
+
+    def apart_from(self, t: Array, s: Array) -> "History":
+        """Return the history without a newest output too near to t for a step from t to s.
+
+        A slope through two outputs a small part of the step apart is their rounding, multiplied;
+        so the nearest one is left out, and those behind it still make the full order.
+        """
+        if self.outputs.shape[0] == 0:
+            return self
+        near = (self.written > 0) & (jnp.abs(self.times[0] - t) < NEAR * jnp.abs(s - t))
+        return History(
+            jnp.where(near, jnp.roll(self.outputs, -1, axis=0), self.outputs),
+            jnp.where(near, jnp.roll(self.times, -1), self.times),
+            self.written - near.astype(self.written.dtype),
+        )
 
     def push(self, output: Array, t: Array) -> "History":
         """Return the history with one more output, and without the oldest."""
@@ -83,24 +105,26 @@ def half_log_snr(process: Process, t: Array) -> Array:
 
 
 def usable_nodes(
-    history: History, nodes: Array, first: int, forward: Array
+    history: History, nodes: Array, first: int, step: Array
 ) -> tuple[list[Array], list[Array]]:
     """Return positions of the outputs from number `first` on, and which of them may be used.
 
-    An output is used if all newer ones are, it was written, and its position is finite. The
-    others get positions that differ from all used ones, so that nothing divides by 0.
+    An output is used if all newer ones are, it was written, and its position is finite and no
+    small part of the step from the last one. The others get positions that differ from all used
+    ones, so that nothing divides by 0.
 
     Args:
         history: of M outputs.
         nodes: their positions (M,), the step's start being at 0.
         first: the number of the first output.
-        forward: whether the step goes to larger positions, ().
+        step: the length of the step in these positions, ().
     """
     positions, usable = [], []
     last, good = jnp.zeros((), nodes.dtype), jnp.asarray(True)
     for i in range(first, nodes.shape[0]):
         good = good & (history.written > i) & jnp.isfinite(nodes[i])
-        last = jnp.where(good, nodes[i], last - jnp.where(forward, 1.0, -1.0))
+        good = good & (jnp.abs(nodes[i] - last) > NEAR * jnp.abs(step))
+        last = jnp.where(good, nodes[i], last - jnp.where(step >= 0, 1.0, -1.0))
         positions.append(last)
         usable.append(good)
     return positions, usable
@@ -135,11 +159,27 @@ def newton_basis(nodes: Sequence[Array]) -> list[list[Array]]:
 
 
 def exponential_moments(h: Array, count: int) -> list[Array]:
-    """Return psi_0, ..., psi_{count - 1} of a finite h."""
-    moments = [-jnp.expm1(-h)]
+    """Return psi_0, ..., psi_{count - 1} of a finite h, each to its own precision.
+
+    psi_k ~ h^(k+1) / (k + 1) would be lost as the difference of terms of the size of h^k. For
+    small h the last one is therefore summed as a series,
+
+        psi_k = h^(k+1) sum_j (-h)^j k! / (k + 1 + j)!,
+
+    and those before it follow by the recursion taken backwards.
+    """
+    last = count - 1
+    small = jnp.abs(h) < 1.0
+    inside = jnp.where(small, h, 0.0)
+    series = jnp.zeros_like(h)
+    for j in reversed(range(SERIES_TERMS)):
+        series = math.factorial(last) / math.factorial(last + 1 + j) - inside * series
+    forwards, backwards = [-jnp.expm1(-h)], [inside ** (last + 1) * series]
     for k in range(1, count):
-        moments.append(h**k - k * moments[-1])
-    return moments
+        forwards.append(h**k - k * forwards[-1])
+        backwards.insert(0, (inside ** (count - k) - backwards[0]) / (count - k))
+    pairs = zip(backwards, forwards, strict=True)
+    return [jnp.where(small, accurate, large) for accurate, large in pairs]
 
 
 def interpolant_change(values: Sequence[Array], nodes: Sequence[Array], h: Array) -> list[Array]:
@@ -201,5 +241,5 @@ def predictor_nodes(
     length = half_log_snr(process, s) - here
     finite = jnp.isfinite(length)
     h = jnp.where(finite, length, 1.0)
-    nodes, usable = usable_nodes(history, half_log_snr(process, history.times) - here, 0, h >= 0)
+    nodes, usable = usable_nodes(history, half_log_snr(process, history.times) - here, 0, h)
     return nodes, [finite & good for good in usable], h

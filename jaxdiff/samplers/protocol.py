@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import numerics, predictions, timesteps
+from jaxdiff import checks, numerics, predictions, rows, timesteps
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser, Key, PyTree
+
+SAME_TIME = 8
+"""How many ulps of the larger apart two times are still one."""
 
 Step = Callable[[Key, Any, Array, Array], Any]
 """(key, state, t, s) -> state at s."""
@@ -36,6 +39,7 @@ class Sampler(NamedTuple):
             mathematics does not fit it.
         deterministic: whether `step` draws no noise and may also go from t to s > t, so that
             :func:`encode` can run it.
+        stands_still: whether a step from t to t changes nothing, so that it corrects nothing.
     """
 
     init: Callable[[Array], Any]
@@ -44,6 +48,7 @@ class Sampler(NamedTuple):
     replace: Callable[[Any, Array], Any] = lambda state, x: x
     check: Callable[[Array], None] = lambda ts: None
     deterministic: bool = False
+    stands_still: bool = False
 
 
 def sample(
@@ -64,9 +69,10 @@ def sample(
     Args:
         key: one key; consumed.
         sampler: what to run.
-        x_T: noise (B, ...), as `process.prior_sample` draws it; computed with in float32 at least.
-        ts: decreasing times (N + 1,), as `jaxdiff.timesteps` makes them; equal neighbours are
-            steps that a solver stands still in.
+        x_T: noise (B, ...), as `process.prior_sample` draws it at the time ts[0]; computed with in
+            float32 at least.
+        ts: decreasing times (N + 1,), as `jaxdiff.timesteps` makes them. Neighbours that are equal,
+            or but for rounding, are steps that a solver stands still in.
         index: the rows' numbers in the global batch (B,), by default 0..B-1.
         collect: state -> pytree, applied after each step.
 
@@ -74,15 +80,18 @@ def sample(
         x0 (B, ...), or (x0, collected) with the N collected values stacked on a leading axis.
 
     Raises:
-        TypeError: if `x_T` or `ts` holds integers.
-        ValueError: if the shapes do not fit, the known grid increases or holds NaN, or the
-            sampler refuses the grid.
+        TypeError: if `key` is no typed key, `sampler` no Sampler, `x_T` or `ts` holds integers,
+            or `index` anything else.
+        ValueError: if the shapes do not fit, the batch is empty, the known grid increases or holds
+            NaN, the sampler refuses the grid, a known index is negative, or row keys are given.
     """
-    x_T = _as_batch(x_T, "x_T")  # noqa: N806
+    key = rows.one_key(key)
+    check_sampler("sampler", sampler)
+    x_T = checks.batch("x_T", x_T)  # noqa: N806
     ts = timesteps.check_grid(ts)
     sampler.check(ts)
     if index is not None:
-        index = jnp.asarray(index)
+        index = checks.whole_numbers("index", index)
         if index.shape != x_T.shape[:1]:
             raise ValueError(f"`index` must have shape {x_T.shape[:1]}; got {index.shape}.")
     return _run(key, sampler, x_T, ts, index, collect)
@@ -104,28 +113,35 @@ def encode(sampler: Sampler, x0: Array, ts: Array) -> Array:
         x_T (B, ...), the state at ts[-1].
 
     Raises:
-        TypeError: if `x0` or `ts` holds integers.
+        TypeError: if `sampler` is no Sampler, or `x0` or `ts` holds integers.
         ValueError: if the sampler is not deterministic, the known grid decreases or holds NaN,
             or the sampler refuses the grid.
 
     Source: Song et al. 2021 (arXiv:2010.02502), section 4.3 and eq. 14.
     """
+    check_sampler("sampler", sampler)
     if not sampler.deterministic:
         raise ValueError(
             "`sampler` must be deterministic to encode: ddim with eta=0, euler, heun, edm without "
             "churn, dpm_solver_pp, unipc, deis, adaptive, or one's own with deterministic=True."
         )
-    x0 = _as_batch(x0, "x0")
+    x0 = checks.batch("x0", x0)
     ts = timesteps.check_grid(ts, decreasing=False)
     sampler.check(ts[::-1])
     return _run(jax.random.key(0), sampler, x0, ts, None, None)  # the key feeds nothing
 
 
-def _as_batch(x: Array, name: str) -> Array:
-    x = numerics.as_float(x, name)
-    if x.ndim == 0:
-        raise ValueError(f"`{name}` must have a leading batch axis; got shape ().")
-    return x
+def check_sampler(name: str, value: Any) -> None:
+    """Refuse what is no Sampler, such as a function that makes one.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if not isinstance(value, Sampler):
+        raise TypeError(
+            f"`{name}` must be a Sampler, such as samplers.ddim(process, denoise) makes; "
+            f"got {checks.shown(value)}."
+        )
 
 
 def _run(
@@ -142,7 +158,7 @@ def _run(
     def body(state: Any, inputs: tuple[Key, Array, Array]) -> tuple[Any, PyTree]:
         step_key, t, s = inputs
         if index is not None:
-            step_key = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
+            step_key = jax.vmap(jax.random.fold_in, (None, 0))(rows.whole(step_key), index)
         moved = sampler.step(step_key, state, t, s)
         moved = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
         return moved, None if collect is None else collect(moved)
@@ -153,6 +169,18 @@ def _run(
 
 
 # --- What the samplers share ----------------------------------------------------------------
+
+
+def taken(process: Process, denoise: Denoiser) -> checks.Judged:
+    """Return the denoiser with its outputs judged: with this every method begins.
+
+    Raises:
+        TypeError: if `process` is no process or `denoise` no function; when called, if it does
+            not return an array.
+        ValueError: when called, if the output has not the shape of x_t.
+    """
+    checks.process(process)
+    return checks.judged("denoise", denoise, checks.DENOISER)
 
 
 def solver(
@@ -166,7 +194,10 @@ def solver(
     deterministic: bool = False,
     divides_by_alpha: str | None = None,
 ) -> Sampler:
-    """Make a Sampler of a step, one that stands still where t == s and refuses a wrong start.
+    """Make a Sampler of a step, one that stands still where t is s and refuses a wrong start.
+
+    Times that differ by :data:`SAME_TIME` ulps are the same: rounding parts them where grids are
+    joined, and slopes over such a step are nothing but rounding.
 
     Args:
         process: whose times the grid holds.
@@ -186,29 +217,38 @@ def solver(
 
     def guarded(key: Key, state: Any, t: Array, s: Array) -> Any:
         moved = step(key, state, t, s)
-        return jax.tree.map(lambda new, old: jnp.where(t == s, old, new), moved, state)
+        same = jnp.abs(t - s) <= SAME_TIME * jnp.finfo(t.dtype).eps * jnp.maximum(t, s)
+        return jax.tree.map(lambda new, old: jnp.where(same, old, new), moved, state)
 
     def check(ts: Array) -> None:
-        start, t_max = numerics.concrete(ts[0]), numerics.concrete(process.t_max)
-        if start is None or t_max is None:
-            return
-        if start > t_max * (1 + 1e-6):
-            raise ValueError(f"`ts` must lie in [0, t_max] = [0, {t_max:g}]; got ts[0]={start:g}.")
-        if needs_signal is not None:
-            predictions.require_signal(process, ts[0], needs_signal)
+        check_start(process, ts[0], needs_signal)
 
-    return Sampler(init, guarded, value, replace, check, deterministic)
+    return Sampler(init, guarded, value, replace, check, deterministic, stands_still=True)
+
+
+def check_start(process: Process, start: Array, needs_signal: str | None = None) -> None:
+    """Refuse a known start past t_max, or at alpha = 0 for what needs signal.
+
+    Args:
+        process: whose times they are.
+        start: the first time of a grid.
+        needs_signal: who divides by alpha there, for the message; None if nobody does.
+
+    Raises:
+        ValueError: if it is either.
+    """
+    known, t_max = numerics.concrete(start), numerics.concrete(process.t_max)
+    if known is None or t_max is None:
+        return
+    if known > t_max * (1 + 1e-6):
+        raise ValueError(f"`ts` must lie in [0, t_max] = [0, {t_max:g}]; got {known:g}.")
+    if needs_signal is not None:
+        predictions.require_signal(process, start, needs_signal)
 
 
 def traced_once(denoise: Denoiser) -> Denoiser:
     """Return a denoiser that is traced once however often a step calls it."""
     return jax.jit(lambda x_t, t: denoise(x_t, t))
-
-
-def check_order(order: int, allowed: tuple[int, ...]) -> None:
-    """Raise ValueError unless `order` is one of `allowed`."""
-    if isinstance(order, bool) or order not in allowed:
-        raise ValueError(f"`order` must be one of {', '.join(map(str, allowed))}; got {order!r}.")
 
 
 def follow_flow(process: Process, x_t: Array, x0_hat: Array, t: Array, s: Array) -> Array:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from jaxdiff import checks
 from jaxdiff.processes import Process
 from jaxdiff.samplers.multistep import (
     History,
@@ -12,7 +13,7 @@ from jaxdiff.samplers.multistep import (
     interpolant_change,
     usable_nodes,
 )
-from jaxdiff.samplers.protocol import Sampler, check_order, follow_flow, solver
+from jaxdiff.samplers.protocol import Sampler, follow_flow, solver, taken
 from jaxdiff.typing import Array, Denoiser, Key
 
 
@@ -51,7 +52,8 @@ def unipc(process: Process, denoise: Denoiser, order: int = 3) -> Sampler:
 
     Source: Zhao et al. 2023 (arXiv:2302.04867), algorithms 5 and 6 and section 3.4.
     """
-    check_order(order, (1, 2, 3))
+    checks.choice("order", order, (1, 2, 3))
+    denoise = taken(process, denoise)
 
     def init(x: Array) -> State:
         return State(x, x, History.empty(x, order), jnp.asarray(False))
@@ -69,7 +71,7 @@ def unipc(process: Process, denoise: Denoiser, order: int = 3) -> Sampler:
             finite = jnp.isfinite(length)
             h = jnp.where(finite, length, 1.0)
             positions = half_log_snr(process, times) - before
-            nodes, usable = usable_nodes(state.history, positions, 1, h >= 0)
+            nodes, usable = usable_nodes(state.history, positions, 1, h)
             values = [outputs[0], x0_hat, *outputs[1:]]
             terms = interpolant_change(values, [jnp.zeros_like(h), h, *nodes], h)
             total = terms[0]
@@ -82,8 +84,9 @@ def unipc(process: Process, denoise: Denoiser, order: int = 3) -> Sampler:
         x0_hat = denoise(state.x, t)
         x_t = jnp.where(state.corrects, correct(state, x0_hat, t), state.x)
         x_s = follow_flow(process, x_t, x0_hat, t, s)
-        x_s += process.alpha(s) * extrapolate(process, state.history, x0_hat, t, s, order)
-        return State(x_s, x_t, state.history.push(x0_hat, t), jnp.asarray(True))
+        history = state.history.apart_from(t, s)
+        x_s += process.alpha(s) * extrapolate(process, history, x0_hat, t, s, order)
+        return State(x_s, x_t, history.push(x0_hat, t), jnp.asarray(True))
 
     return solver(
         process,

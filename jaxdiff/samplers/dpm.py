@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxdiff import forward, numerics
+from jaxdiff import checks, forward, numerics
 from jaxdiff.processes import Process
 from jaxdiff.samplers.multistep import (
     State,
@@ -11,7 +11,7 @@ from jaxdiff.samplers.multistep import (
     multistep_solver,
     predictor_nodes,
 )
-from jaxdiff.samplers.protocol import Sampler, check_order, follow_flow
+from jaxdiff.samplers.protocol import Sampler, follow_flow, taken
 from jaxdiff.typing import Array, Denoiser, Key
 
 
@@ -34,13 +34,15 @@ def dpm_solver_pp(process: Process, denoise: Denoiser, order: int = 2) -> Sample
 
     Source: Lu et al. 2022 (arXiv:2211.01095), algorithm 2 and appendix B.
     """
-    check_order(order, (1, 2, 3))
+    checks.choice("order", order, (1, 2, 3))
+    denoise = taken(process, denoise)
 
     def step(key: Key, state: State, t: Array, s: Array) -> State:
         x0_hat = denoise(state.x, t)
         x_s = follow_flow(process, state.x, x0_hat, t, s)
-        x_s += process.alpha(s) * extrapolate(process, state.history, x0_hat, t, s, order)
-        return State(x_s, state.history.push(x0_hat, t))
+        history = state.history.apart_from(t, s)
+        x_s += process.alpha(s) * extrapolate(process, history, x0_hat, t, s, order)
+        return State(x_s, history.push(x0_hat, t))
 
     return multistep_solver(process, denoise, step, order - 1, deterministic=True)
 
@@ -58,13 +60,15 @@ def dpm_solver_pp_sde(process: Process, denoise: Denoiser) -> Sampler:
 
     Source: Lu et al. 2022 (arXiv:2211.01095), section 5 and appendix D.
     """
+    denoise = taken(process, denoise)
 
     def step(key: Key, state: State, t: Array, s: Array) -> State:
         x0_hat = denoise(state.x, t)
-        nodes, usable, h = predictor_nodes(process, state.history, t, s)
-        values = [x0_hat, state.history.outputs[0]]
+        history = state.history.apart_from(t, s)
+        nodes, usable, h = predictor_nodes(process, history, t, s)
+        values = [x0_hat, history.outputs[0]]
         middle = x0_hat + jnp.where(usable[0], midpoint_change(values, nodes, h), 0.0)
         mean, std = forward.posterior(process, state.x, middle, t, s)
-        return State(mean + std * numerics.normal(key, mean), state.history.push(x0_hat, t))
+        return State(mean + std * numerics.normal(key, mean), history.push(x0_hat, t))
 
     return multistep_solver(process, denoise, step, 1)
