@@ -136,12 +136,13 @@ def draw_samples(
 ) -> np.ndarray:
     """Return samples of the model (N, 2)."""
     method = METHODS[config.sampler]
-    ts = timesteps.uniform(model.process, config.sample_steps, t_start=method.start(model.process))
+    start = method.start(model.process)
+    ts = timesteps.uniform(model.process, config.sample_steps, t_start=start)
 
     @jax.jit
     def draw(params: PyTree, key: Key) -> Array:
         key_start, key_path = jax.random.split(key)
-        x_T = model.process.prior_sample(key_start, (num, 2))  # noqa: N806
+        x_T = model.process.prior_sample(key_start, (num, 2), t=start)  # noqa: N806
         return sample(key_path, method.make(model.process, model.denoiser(params)), x_T, ts)
 
     return np.asarray(draw(params, key))

@@ -451,7 +451,10 @@ HALF = jnp.asarray(0.5)
         (lambda: classifier_free(same, same, np.ones(3))(X_T, HALF), r"`scale`.*\(4,\); got \(3,"),
         (lambda: classifier_free(same, same, np.arange(3))(X_T, HALF), r"`scale`.*\(4,\)"),
         (lambda: guidance.autoguidance(same, same, INF), "`scale`"),
-        (lambda: classifier_free(lambda x, t: x[:2], same, 2.0)(X_T, HALF), "denoiser must return"),
+        (
+            lambda: classifier_free(lambda x, t: x[:2], same, 2.0)(X_T, HALF),
+            "`conditional`.*shape",
+        ),
         (lambda: classifier_free_batched(same, COND, {"label": 0}, 2.0), "`null`"),
         (lambda: classifier_free_batched(same, X_T, {"label": 0}, 2.0), "`null`"),
         (lambda: classifier_free_batched(same, X_T, np.zeros(3), 2.0), "`null`"),
