@@ -350,7 +350,7 @@ def make_generator(
         params, key = shared
         key_start, key_path = jax.random.split(key)
         rows = jax.vmap(jax.random.fold_in, (None, 0))(key_start, index)
-        x_T = process.prior_sample(rows, (len(index), *shape))  # noqa: N806
+        x_T = process.prior_sample(rows, (len(index), *shape), t=start)  # noqa: N806
         if sampler_name == "adaptive":  # solves each row by itself, so with its own label
 
             def solve(x: Array, label: Array) -> Array:

@@ -109,7 +109,7 @@ def distances(
     q = (jnp.arange(num) + 0.5) / num
     exact = quantile(mixture, processes.edm(), jnp.asarray(0.0), q)
     start = method.start(process)
-    x_T = process.sigma(process.t_max) * ndtri(q)[:, None]  # noqa: N806
+    x_T = process.sigma(start) * ndtri(q)[:, None]  # noqa: N806
 
     @jax.jit
     def draw(ts: Array) -> Array:

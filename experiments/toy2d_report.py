@@ -176,7 +176,7 @@ def draw_samples(
     @jax.jit
     def draw(params: PyTree, key: Key) -> Array:
         key_start, key_path = jax.random.split(key)
-        x_T = model.process.prior_sample(key_start, (num, 2))  # noqa: N806
+        x_T = model.process.prior_sample(key_start, (num, 2), t=start)  # noqa: N806
         return sample(key_path, method.make(model.process, model.denoiser(params)), x_T, ts)
 
     return np.asarray(draw(params, key))

@@ -14,6 +14,30 @@ VP = processes.vp()
 
 
 @jax.jit
+def _knows_v(process, t):
+    exact = MIXTURE.denoiser(process)
+    expected = predictions.convert(process, "x0", "v", exact(X_T, t), X_T, t)
+
+    def network(kind):
+        return lambda x_t, t: predictions.convert(process, "x0", kind, exact(x_t, t), x_t, t)
+
+    made = {kind: denoisers.from_network(network(kind), process, kind) for kind in KINDS}
+    made["edm"] = denoisers.edm_preconditioned(lambda x, c: jnp.sin(x), process, 0.4)
+    x0_hat = made["edm"](X_T, t)
+    edm = predictions.convert(process, "x0", "v", x0_hat, X_T, t)
+    found = {kind: one.v(X_T, t) for kind, one in made.items()}
+    return {**dict.fromkeys(KINDS, expected), "edm": edm}, found
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "edm"])
+@pytest.mark.parametrize("name", ["vp", "flow", "edm", "zero_snr"])
+def test_the_v_of_a_denoiser_is_that_of_its_x0(name, kind):
+    t = 0.4 * PROCESSES[name].t_max
+    expected, found = _knows_v(known(name, t), t)
+    np.testing.assert_allclose(found[kind], expected[kind], rtol=1e-7, atol=1e-9)
+
+
+@jax.jit
 def _denoise_all(process, t):
     """The exact denoiser, and networks of all kinds that know it, made into denoisers."""
     exact = MIXTURE.denoiser(process)
@@ -88,6 +112,15 @@ class Equinox(equinox.Module):
         return x @ self.weight * jnp.reshape(t, (-1, 1))
 
 
+def test_the_score_of_a_network_of_noise_keeps_its_digits():
+    """sigma = 1e-3: alpha x0_hat - x_t would be the rounding of x_t."""
+    flow = processes.flow()
+    denoise = denoisers.from_network(lambda x, t: jnp.sin(x), flow, "eps")
+    x_t, t = X_T.astype(jnp.float32), jnp.float32(1e-3)
+    score = denoisers.to_score(flow, denoise)(x_t, t)
+    np.testing.assert_allclose(score, -np.sin(np.asarray(x_t, np.float64)) / 1e-3, rtol=1e-5)
+
+
 def test_linen_equinox_and_plain_functions_are_networks():
     module = Linen()
     variables = module.init(jax.random.key(0), X_T, jnp.ones(4))
@@ -121,4 +154,20 @@ def test_kinds_without_x0_are_refused_where_alpha_is_zero(name, kind):
 )
 def test_bad_arguments_are_refused(call, match):
     with pytest.raises(ValueError, match=match):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: denoisers.from_network(None, VP), "`network` must be a function"),
+        (lambda: denoisers.from_network(jnp.multiply, processes.vp), r"Call it: vp\(\)"),
+        (lambda: denoisers.from_network(jnp.multiply, VP, clip="1"), "`clip` must be a real num"),
+        (lambda: denoisers.from_network(lambda x, t: (x, x), VP)(X_T, 0.5), "`network` must ret"),
+        (lambda: denoisers.to_score(jnp.multiply, VP), "`process` must be a process"),
+        (lambda: denoisers.to_score(VP, MIXTURE), "`denoise` must be a function"),
+    ],
+)
+def test_what_is_no_network_or_process_is_refused(call, match):
+    with pytest.raises(TypeError, match=match):
         call()

@@ -107,7 +107,25 @@ def test_a_rows_noise_is_its_own():
     np.testing.assert_allclose(large[:, :7], small, rtol=1e-12)
 
 
+@pytest.mark.parametrize("bad", [np.array([[L]]), np.array([[-1]])])
+def test_levels_that_do_not_exist_are_refused_or_where_traced_make_nan(bad):
+    calls = {
+        "centers": lambda levels: data.centers(levels, L),
+        "dequantize": lambda levels: data.dequantize(KEY, levels, L),
+        "levels_log_prob": lambda levels: likelihood.levels_log_prob(KEY, density, levels, L),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=r"`levels` must be in 0\.\.5; got values from"):
+            call(bad)
+        assert np.isnan(jax.jit(call)(bad)).all(), name
+        assert np.isfinite(jax.jit(call)(np.array([[L - 1]]))).all(), name
+
+
 def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"`log_density` must return the shape of \(B,\)"):
+        likelihood.levels_log_prob(KEY, lambda key, x: x, LEVELS[:3], L)
+    with pytest.raises(TypeError, match="`num_samples` must be a whole number"):
+        likelihood.levels_log_prob(KEY, density, LEVELS, L, num_samples=2.0)
     with pytest.raises(TypeError, match="`levels` must hold integers"):
         likelihood.levels_log_prob(KEY, density, jnp.zeros((2, 1)), L)
     with pytest.raises(ValueError, match="`num_levels`"):

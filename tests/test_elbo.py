@@ -9,9 +9,20 @@ import numpy as np
 import pytest
 from cases import MIXTURE, NO_SIGNAL_AT_END, PROCESSES, chosen
 
-from jaxdiff import Mixture, likelihood, losses, predictions, processes, timesteps, variational
+from jaxdiff import (
+    Mixture,
+    denoisers,
+    likelihood,
+    losses,
+    predictions,
+    processes,
+    timesteps,
+    variational,
+)
 
 VP, FLOW = processes.vp(), processes.flow()
+KEY = jax.random.key(0)
+TS = jnp.array([1.0, 0.5, 0.1])
 GRIDS = {"uniform": timesteps.uniform, "log_snr": timesteps.log_snr}
 
 
@@ -217,3 +228,22 @@ def test_bad_bounds_are_refused():
         likelihood.importance_weighted(jnp.zeros(3))
     with pytest.raises(ValueError, match="`num_levels`"):
         variational.level_decoder(1)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda p, x: likelihood.elbo(KEY, p, lambda x, t: x[:, :1], x, TS), "`denoise` must ret"),
+        (lambda p, x: likelihood.elbo(KEY, p, jnp.multiply, x[:0], TS), "`x0`.*one row"),
+        (lambda p, x: likelihood.elbo(KEY, p, jnp.multiply, x, TS + 0.5), "t_max"),
+        (lambda p, x: likelihood.elbo(0, p, jnp.multiply, x, TS), "`key` must be a typed key"),
+        (lambda p, x: likelihood.elbo(KEY, jnp.multiply, p, x, TS), "`process`"),
+        (
+            lambda p, x: likelihood.elbo(KEY, p, denoisers.from_network(jnp.multiply, p), x, TS),
+            "alpha is 0 for a network that predicts eps",
+        ),
+    ],
+)
+def test_what_is_no_denoiser_of_the_data_is_refused(call, match):
+    with pytest.raises((TypeError, ValueError), match=match):
+        call(processes.flow(), jnp.ones((3, 2)))

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from cases import MIXTURE, PROCESSES, known
 
-from jaxdiff import Mixture, denoisers, guidance, processes, sample, samplers, timesteps
+from jaxdiff import (
+    Mixture,
+    denoisers,
+    guidance,
+    predictions,
+    processes,
+    sample,
+    samplers,
+    timesteps,
+)
 from jaxdiff.guidance import classifier, classifier_free, classifier_free_batched, dps, interval
 
 KEY = jax.random.key(0)
@@ -439,6 +448,42 @@ def same(x_t, t, cond=None):
     return x_t
 
 
+def test_guidance_that_is_linear_hands_v_on():
+    v, eps = (denoisers.from_network(lambda x, t: jnp.sin(x), VP, kind) for kind in ("v", "eps"))
+    t = jnp.asarray(0.3)
+    for scale in (1.0, 2.5, SCALES):
+        made = interval(VP, classifier_free(v, eps, scale), eps, 0.0, 100.0)
+        expected = predictions.convert(VP, "x0", "v", made(X_T, t), X_T, t)
+        close(made.v(X_T, t), expected)
+    assert classifier_free(v, lambda x, t: x, 2.0).v is None
+    assert classifier_free(v, eps, 2.0, rule=guidance.rescaled(0.5)).v is None
+    assert guidance.dynamic_threshold(v).v is None
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: classifier_free(same, same, "3"), "`scale` must hold real numbers; got '3'"),
+        (lambda: classifier_free(same, None, 3.0), "`unconditional` must be a function"),
+        (lambda: interval(processes.vp, same, same, 0.0, 1.0), "`process`"),
+        (lambda: classifier(VP, same, None, 1.0), "`log_prob` must be a function"),
+        (lambda: guidance.dynamic_threshold(same, "0.9"), "`percentile` must be a real number"),
+        (lambda: guidance.rescaled(None), "`phi`"),
+        (lambda: dps(VP, same, None, X_T), "`operator` must be a function"),
+    ],
+)
+def test_what_is_no_number_or_function_is_refused(call, match):
+    with pytest.raises(TypeError, match=match):
+        call()
+
+
+@pytest.mark.parametrize("percentile", [0, 1])
+def test_whole_percentiles_are_percentiles(percentile):
+    x0 = jnp.array([[0.0, -2.0, 4.0]])
+    found = guidance.dynamic_threshold(lambda x, t: x, percentile)(x0, 0.5)
+    close(found, np.clip(x0, -1.0, 1.0) if percentile == 0 else 0.25 * x0)
+
+
 NAN, INF = np.nan, np.inf
 HALF = jnp.asarray(0.5)
 
@@ -451,7 +496,10 @@ HALF = jnp.asarray(0.5)
         (lambda: classifier_free(same, same, np.ones(3))(X_T, HALF), r"`scale`.*\(4,\); got \(3,"),
         (lambda: classifier_free(same, same, np.arange(3))(X_T, HALF), r"`scale`.*\(4,\)"),
         (lambda: guidance.autoguidance(same, same, INF), "`scale`"),
-        (lambda: classifier_free(lambda x, t: x[:2], same, 2.0)(X_T, HALF), "denoiser must return"),
+        (
+            lambda: classifier_free(lambda x, t: x[:2], same, 2.0)(X_T, HALF),
+            "`conditional`.*shape",
+        ),
         (lambda: classifier_free_batched(same, COND, {"label": 0}, 2.0), "`null`"),
         (lambda: classifier_free_batched(same, X_T, {"label": 0}, 2.0), "`null`"),
         (lambda: classifier_free_batched(same, X_T, np.zeros(3), 2.0), "`null`"),

@@ -7,7 +7,7 @@ import pytest
 from cases import MIXTURE, NO_SIGNAL_AT_END, PROCESSES, chosen
 from jax.scipy.stats import norm
 
-from jaxdiff import Mixture, denoisers, likelihood
+from jaxdiff import Mixture, denoisers, guidance, likelihood, numerics, probability_flow
 
 X = np.random.default_rng(2).normal(size=(4, 2)) * np.array([1.0, 0.5])
 
@@ -94,6 +94,57 @@ def test_images_keep_their_shape():
     assert x_T.shape == (2, 3, 3, 1)
 
 
+WEIGHTS = np.random.default_rng(0).normal(size=(2, 2)) / 2
+
+
+def network(x, c_noise):
+    """Rows by a small smooth function; the second argument is not used."""
+    return jnp.tanh(x @ jnp.asarray(WEIGHTS, x.dtype))
+
+
+KINDS = {
+    "v": lambda p: denoisers.from_network(network, p, "v"),
+    "velocity": lambda p: denoisers.from_network(network, p, "velocity"),
+    "eps": lambda p: denoisers.from_network(network, p, "eps"),
+    "edm_preconditioned": lambda p: denoisers.edm_preconditioned(network, p),
+    "guided": lambda p: guidance.interval(
+        p,
+        guidance.classifier_free(KINDS["v"](p), KINDS["eps"](p), 2.0),
+        KINDS["velocity"](p),
+        0.0,
+        0.1,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_divergences_at_small_noise_are_as_precise_as_the_network(kind):
+    """By x0_hat, the difference of nearly equal numbers, three digits fewer would be left."""
+
+    @jax.jit
+    def slope_and_divergence(process, theta, y):
+        field = probability_flow.vector_field(process, KINDS[kind](process))
+        return numerics.divergence(lambda row: field(theta, row[None])[0], y)
+
+    process, y, theta = PROCESSES["cosine"], X[0], 1e-3
+    exact = slope_and_divergence(process, jnp.asarray(theta), jnp.asarray(y))
+    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), process)
+    found = slope_and_divergence(single, jnp.float32(theta), jnp.asarray(y, jnp.float32))
+    for value, truth in zip(found, exact, strict=True):
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, truth, rtol=5e-6, atol=1e-6)
+
+
+def test_a_clipped_or_plain_denoiser_is_asked_for_x0():
+    vp = PROCESSES["vp"]
+    clipped = denoisers.from_network(lambda x, t: 5.0 * x, vp, "x0", clip=0.1)
+    theta, y = jnp.asarray(0.5), jnp.asarray(X)
+    expected = (np.cos(0.5) * X - np.clip(5.0 * X, -0.1, 0.1)) / np.sin(0.5)
+    for denoise in (clipped, lambda x, t: jnp.clip(5.0 * x, -0.1, 0.1)):
+        found = probability_flow.vector_field(vp, denoise)(theta, y)
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 def test_bits_per_dim_of_a_uniform_density_is_the_bits_of_its_levels():
     width = 2 / 256
     log_prob = jnp.full(3, 10 * jnp.log(1 / 2.0))  # uniform on [-1, 1]^10
@@ -108,12 +159,42 @@ def test_bits_per_dim_of_a_uniform_density_is_the_bits_of_its_levels():
         ({"t_min": 1.0}, "`t_min`"),
         ({"t_min": -0.1}, "`t_min`"),
         ({"t_min": 0.0}, "`t_min` must be a time with noise"),
+        ({"rtol": -1.0}, "`rtol` must be positive"),
+        ({"atol": 0.0}, "`atol` must be positive"),
+        ({"max_steps": 0}, "`max_steps`"),
     ],
 )
 def test_bad_arguments_are_refused(options, match):
     process = PROCESSES["vp"]
     with pytest.raises(ValueError, match=match):
         likelihood.log_prob(process, MIXTURE.denoiser(process), X, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda p: likelihood.log_prob(p, lambda x, t: x[:, :1], X), "`denoise` must return"),
+        (lambda p: likelihood.log_prob(p, jnp.multiply, X[:0]), "`x` must hold at least one row"),
+        (lambda p: likelihood.log_prob(p, MIXTURE, X), "`denoise` must be a function"),
+        (lambda p: likelihood.log_prob(jnp.multiply, p, X), "`process` must be a process"),
+        (
+            lambda p: likelihood.log_prob(p, jnp.multiply, X, key=0, num_probes=1),
+            "`key` must be a typed key",
+        ),
+        (
+            lambda p: likelihood.log_prob(p, denoisers.from_network(jnp.multiply, p), X),
+            "alpha is 0 for a network that predicts eps",
+        ),
+    ],
+)
+def test_what_is_no_denoiser_of_the_data_is_refused(call, match):
+    with pytest.raises((TypeError, ValueError), match=match):
+        call(PROCESSES["flow"])
+
+
+def test_numbers_of_numpy_are_numbers():
+    options = np.float32(0.1), np.float64(0.1), np.int64(64)
+    assert probability_flow.check_tolerances(*options) == options
 
 
 def test_bad_bins_are_refused():

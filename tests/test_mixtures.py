@@ -116,11 +116,29 @@ def test_it_is_a_pytree_that_jit_grad_and_vmap_pass_through():
         (([0.5, 0.5], np.zeros((2, 2)), np.ones((2, 1, 1))), "`covariances`"),
         (([[1.0]], np.zeros((1, 1)), np.ones((1, 1, 1))), "`weights`"),
         (([1.0], np.zeros((1, 2)), np.array([[[1.0, 0.5], [0.0, 1.0]]])), "symmetric"),
+        (([1.0], np.full((1, 1), np.nan), np.ones((1, 1, 1))), "`means` must be finite"),
+        (([1.0], np.zeros((1, 1)), -np.ones((1, 1, 1))), "negative eigenvalue; got -1"),
+        (([1.0], np.zeros((1, 1)), np.full((1, 1, 1), np.nan)), "`covariances` must be finite"),
     ],
 )
 def test_arrays_that_are_no_mixture_are_refused(arrays, match):
     with pytest.raises(ValueError, match=match):
         Mixture(*arrays)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: MIXTURE.sample(jax.random.key(0), 2.7), "`n` must be a whole number"),
+        (lambda: MIXTURE.sample(3, jax.random.key(0)), "`n` must be a whole number"),
+        (lambda: MIXTURE.sample(0, 3), "`key` must be a typed key"),
+        (lambda: MIXTURE.denoiser(0.5), "`process` must be a process"),
+        (lambda: MIXTURE.diffuse(0.5, PROCESSES["vp"]), "`process` must be a process"),
+    ],
+)
+def test_what_is_no_count_key_or_process_is_refused(call, match):
+    with pytest.raises(TypeError, match=match):
+        call()
 
 
 def test_points_of_another_dimension_are_refused():

@@ -1,5 +1,6 @@
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from cases import NO_SIGNAL_AT_END, PROCESSES
 
-from jaxdiff import processes
+from jaxdiff import numerics, processes
+from jaxdiff.processes import Process
 
 each_process = pytest.mark.parametrize("name", PROCESSES)
 VALUES = ("alpha", "variance", "sigma", "log_snr")
@@ -54,6 +56,60 @@ def test_nothing_is_nan_from_data_to_noise(name, dtype):
         assert value.shape == (2001,), method
         assert not np.isnan(value).any(), method
         assert np.isfinite(value[1:-1]).all(), method
+
+
+@each_process
+@pytest.mark.parametrize("method", ["alpha", "sigma", *DERIVATIVES])
+def test_float32_agrees_with_float64(name, method):
+    """At nodes of a chain too, where a rounded time must not fall into the next interval."""
+    single, double = (evaluate(name, "grid", dtype) for dtype in ("float32", "float64"))
+    inside = slice(1, -1)  # at the ends slopes may be infinite
+    np.testing.assert_allclose(single[method][inside], double[method][inside], rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [50, 100, 1000])
+def test_slopes_of_a_chain_at_its_nodes_are_those_of_the_step_down(num_steps):
+    betas = np.linspace(1e-4, 0.02, num_steps)
+    chain = jax.tree.map(lambda leaf: leaf.astype(np.float32), processes.from_betas(betas))
+    nodes = jnp.linspace(1.0, 0.0, num_steps + 1, dtype=jnp.float32)[:-1][::-1]
+    expected = 0.5 * num_steps * np.log1p(-betas)
+    np.testing.assert_allclose(jax.jit(chain.drift)(nodes), expected, rtol=2e-3)
+
+
+@numerics.pytree_dataclass
+class OnesOwn(Process):
+    """A process of which no inverse is given."""
+
+    scale: Any
+
+    def alpha(self, t):
+        return jnp.cos(0.5 * jnp.pi * t)
+
+    def variance(self, t):
+        return (self.scale * jnp.sin(0.5 * jnp.pi * t)) ** 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_process_without_a_closed_form_finds_the_time_of_a_log_snr(dtype):
+    process = OnesOwn(1.0)
+    log_snr = jnp.asarray([-jnp.inf, -20.0, -1.0, 0.0, 3.0, 25.0, jnp.inf], dtype)
+    t = jax.jit(process.time_of_log_snr)(log_snr)
+    assert t.dtype == dtype
+    rtol = 1e-5 if dtype == "float32" else 1e-13
+    np.testing.assert_allclose(t, PROCESSES["cosine"].time_of_log_snr(log_snr), rtol, rtol)
+    low, high = process.time_of_log_snr(jnp.asarray([-jnp.inf, jnp.inf]))
+    assert (low, high) == (1.0, 0.0)
+
+
+def test_the_time_of_a_log_snr_has_the_slope_of_the_inverse():
+    def time(scale, log_snr):
+        return OnesOwn(scale).time_of_log_snr(log_snr)
+
+    by_scale, by_log_snr = jax.grad(time, argnums=(0, 1))(1.0, jnp.asarray(0.7))
+    t = time(1.0, jnp.asarray(0.7))
+    slope = 1.0 / jax.grad(OnesOwn(1.0).log_snr)(t)
+    np.testing.assert_allclose(by_log_snr, slope, rtol=1e-9)
+    np.testing.assert_allclose(by_scale, 2.0 * slope, rtol=1e-9)
 
 
 @each_process
@@ -209,6 +265,31 @@ def test_prior_has_the_variance_of_t_max(name):
     assert abs(ratio - 1) < 4 * stderr
     few = process.prior_sample(jax.random.key(0), (3, 1))
     np.testing.assert_array_equal(few, draws[:3])
+
+
+def test_noise_of_an_earlier_time_has_the_variance_of_that_time():
+    edm = PROCESSES["edm"]
+    late, early = (edm.prior_sample(jax.random.key(0), (5, 2), t=t) for t in (None, 20.0))
+    np.testing.assert_allclose(early, late * 20.0 / 80.0, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda p: p.prior_sample(jax.random.key(0), (2, 1), t=1.5), "`t` must lie in"),
+        (lambda p: p.prior_sample(jax.random.key(0), (2, 1), t=-0.5), "`t` must lie in"),
+        (lambda p: p.prior_sample(jax.random.key(0), ()), "`shape`"),
+        (lambda p: p.prior_sample(jax.random.key(0), 8), "`shape` must be a tuple"),
+        (lambda p: p.prior_sample(jax.random.key(0), (2.5, 1)), r"`shape\[0\]`"),
+        (lambda p: p.prior_sample(0, (2, 1)), "`key` must be a typed key"),
+        (lambda p: p.prior_sample(jax.random.key(0), (2, 1), dtype=int), "`dtype`"),
+        (lambda p: processes.ddpm(2.5), "`num_steps` must be a whole number"),
+        (lambda p: processes.from_betas(["a"]), "`betas` must hold real numbers"),
+    ],
+)
+def test_what_no_noise_or_chain_is_made_of_is_refused(call, match):
+    with pytest.raises((TypeError, ValueError), match=match):
+        call(PROCESSES["vp"])
 
 
 def test_processes_of_different_kinds_are_different_pytrees():

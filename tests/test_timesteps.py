@@ -129,6 +129,28 @@ def test_bad_arguments_are_refused(make, match):
         make(processes.vp())
 
 
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda p: timesteps.uniform(p, 2.5), "`num_steps` must be a whole number; got 2.5"),
+        (lambda p: timesteps.uniform(50, p), "`process` must be a process.*got 50"),
+        (lambda p: timesteps.uniform(processes.cosine, 5), r"Call it: cosine\(\)"),
+        (lambda p: timesteps.log_snr(p, 5, t_start=[1.0]), "`t_start` must be one number"),
+        (lambda p: timesteps.karras(p, 5, 0.1, 10.0, rho=0), "`rho` must be positive"),
+        (lambda p: timesteps.karras(p, 5, 0.1, 10.0, rho=np.inf), "`rho` must be positive"),
+        (lambda p: timesteps.karras(p, 5, "0.1", 10.0), "`sigma_min` must be a real number"),
+        (lambda p: timesteps.draw_log_snr(-np.inf, 5), "`low` must be finite"),
+        (lambda p: timesteps.draw_log_snr(5, np.nan), "`high` must be finite"),
+        (lambda p: timesteps.draw_log_normal(np.nan), "`mean` must be finite"),
+        (lambda p: timesteps.draw_at("0.5"), "`t` must be a real number"),
+        (lambda p: timesteps.check_grid(jnp.array([2.0, 0.0]), process=p), "t_max"),
+    ],
+)
+def test_what_is_no_number_of_its_kind_is_refused(make, match):
+    with pytest.raises((TypeError, ValueError), match=match):
+        make(processes.vp())
+
+
 def test_equal_neighbours_are_allowed_in_a_grid():
     timesteps.check_grid(jnp.array([1.0, 0.5, 0.5, 0.0]))
 

@@ -93,7 +93,8 @@ def draw(
 ) -> Array:
     """Draw samples of a shape (N, ...) as a config says: its sampler, in `sample_steps` steps."""
     key_start, key_path = jax.random.split(key)
-    x_T = process.prior_sample(key_start, shape)  # noqa: N806
+    start = _start(process, METHODS[config.sampler])
+    x_T = process.prior_sample(key_start, shape, t=start)  # noqa: N806
     return run(config, process, denoise, key_path, x_T)
 
 

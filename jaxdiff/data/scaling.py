@@ -122,8 +122,8 @@ def _or_nan(levels: Array, x: Array, num_levels: int) -> Array:
 
 
 def _checked_levels(num_levels: int) -> int:
-    value = checks.count("num_levels", num_levels, 2)
-    if value > MAX_LEVELS:
+    value = checks.count("num_levels", num_levels, 0)
+    if not 2 <= value <= MAX_LEVELS:
         raise ValueError(f"`num_levels` must be in 2..{MAX_LEVELS}; got {value}.")
     return value
 

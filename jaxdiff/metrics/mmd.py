@@ -5,13 +5,12 @@ With k(a, b) = exp(-|a - b|^2 / (2 bandwidth^2)), for N rows x_i and M rows y_j,
     MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j).
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxdiff import checks
 from jaxdiff.metrics.rows import as_pair, whole
 from jaxdiff.typing import Array
 
@@ -47,8 +46,7 @@ def mmd(x: ArrayLike, y: ArrayLike, *, bandwidth: float | None = None, block: in
     block = min(whole(block, "block", 1), max(len(x), len(y)))
     if bandwidth is None:
         bandwidth = _median_distance(x, y)
-    if not (bandwidth > 0 and math.isfinite(bandwidth)):
-        raise ValueError(f"`bandwidth` must be positive and finite; got {bandwidth}.")
+    checks.number("bandwidth", bandwidth, 0.0, above=True)
     # squared distances are expanded below: about the centre, least is lost to rounding
     centre = np.concatenate([x, y]).mean(0, dtype=np.float64)
     x_blocks, y_blocks = _blocks(x - centre, block), _blocks(y - centre, block)

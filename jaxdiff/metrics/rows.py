@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxdiff import checks
+
 
 def as_rows(value: ArrayLike, name: str, *, at_least: int = 1) -> np.ndarray:
     """Return a set of samples as floating-point rows.
@@ -69,9 +71,7 @@ def whole(value: int, name: str, low: int, high: int | None = None) -> int:
     """Return a whole number that lies in low..high.
 
     Raises:
-        ValueError: if it does not, or is not whole.
+        TypeError: if it is no whole number; floats are none.
+        ValueError: if it does not.
     """
-    if int(value) != value or value < low or (high is not None and value > high):
-        wanted = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"`{name}` must be a whole number {wanted}; got {value}.")
-    return int(value)
+    return checks.count(name, value, low, high)

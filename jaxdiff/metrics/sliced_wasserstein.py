@@ -5,14 +5,12 @@ functions, int_0^1 |F_x^{-1}(u) - F_y^{-1}(u)|^p du; the sliced distance is the 
 mean over directions uniform on the sphere.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxdiff import numerics
+from jaxdiff import checks, numerics
 from jaxdiff.metrics.rows import as_pair, whole
 from jaxdiff.typing import Array, Key
 
@@ -49,8 +47,7 @@ def sliced_wasserstein(
     """
     x, y = as_pair(x, y)
     num_projections = whole(num_projections, "num_projections", 1)
-    if not (p >= 1 and math.isfinite(p)):
-        raise ValueError(f"`p` must be a finite number of at least 1; got {p}.")
+    checks.number("p", p, 1.0)
     # about a common point, projections lose least to rounding
     centre = x.mean(0, dtype=np.float64)
     x, y = jnp.asarray(x - centre), jnp.asarray(y - centre)

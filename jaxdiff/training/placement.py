@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
+from jaxdiff import checks
 from jaxdiff.typing import Array, Batch, Key, PyTree
 
 AXIS = "data"
@@ -27,7 +28,8 @@ def make_mesh(data: int, fsdp: int = 1, *, devices: Sequence[jax.Device] | None 
         ValueError: if there are not `data` x `fsdp` devices.
     """
     devices = jax.devices() if devices is None else devices
-    if data < 1 or fsdp < 1 or data * fsdp != len(devices):
+    data, fsdp = checks.count("data", data), checks.count("fsdp", fsdp)
+    if data * fsdp != len(devices):
         raise ValueError(
             f"`data` x `fsdp` must be the number of devices, {len(devices)}; got {data} x {fsdp}."
         )

@@ -104,7 +104,7 @@ def make_update(
         TypeError: if `loss_fn` is no function or `accumulate` no whole number.
         ValueError: if a decay is out of its range or `accumulate` below 1.
     """
-    checks.function("loss_fn", loss_fn, "(params, key, batch) -> (loss (B,), metrics)")
+    checks.function("loss_fn", loss_fn, "(params, key, batch) -> (loss (B,), metrics)", takes=3)
     names = check_decay(ema_decay)
     accumulate = checks.count("accumulate", accumulate)
 
