@@ -27,12 +27,12 @@ class Refusal(Exception):
 
 
 @contextlib.contextmanager
-def refusing(*errors: type[Exception], say: str = "", then: str = "") -> Iterator[None]:
+def refusing(*errors: type[Exception], say: str = "") -> Iterator[None]:
     """Turn errors of what the user asked for into refusals; others keep their traceback."""
     try:
         yield
     except errors as error:
-        raise Refusal(f"{say}{error}{then}") from error
+        raise Refusal(f"{say}{error}") from error
 
 
 _claims = contextlib.ExitStack()
@@ -50,8 +50,7 @@ def claim(run_dir: str) -> Path:
 
 def existing(run_dir: str | Path, option: str = "--run-dir", remedy: str = "") -> Path:
     """Return the folder of a run that a command is to read, or refuse where there is none."""
-    with refusing(RunError, then=remedy):
-        return folders.existing_run(run_dir, option)
+    return folders.existing_run(run_dir, option, remedy)
 
 
 def check_seed(seed: int, option: str = "--seed") -> None:

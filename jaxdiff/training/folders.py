@@ -42,15 +42,22 @@ def of_run(run_dir: str | os.PathLike[str], option: str = "--run-dir") -> Path:
     return directory
 
 
-def existing_run(run_dir: str | os.PathLike[str], option: str = "--run-dir") -> Path:
+def existing_run(
+    run_dir: str | os.PathLike[str], option: str = "--run-dir", remedy: str = ""
+) -> Path:
     """Return the folder of a run that is to be read.
+
+    Args:
+        run_dir: a path.
+        option: how a refusal calls it.
+        remedy: what would make it exist, for the refusal.
 
     Raises:
         RunError: as :func:`of_run`, or if it does not exist.
     """
     directory = of_run(run_dir, option)
     if not directory.is_dir():
-        raise RunError(f"{option} {directory} does not exist.")
+        raise RunError(f"{option} {directory} does not exist.{remedy}")
     return directory
 
 

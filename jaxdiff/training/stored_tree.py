@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.training.quiet import quiet_orbax
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written, or read back, or does not fit."""
@@ -121,7 +123,7 @@ def read(folder: Path, target: Any, keys: Mapping[str, str]) -> Any:
             return ocp.RestoreArgs(restore_type=np.ndarray)
         return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         saved = reader.metadata(folder).item_metadata.tree
         if wanted is not None:
             _require_fit(folder, wanted, named_leaves(saved), keys)
