@@ -540,6 +540,10 @@ def test_another_config_is_refused_by_the_names_of_its_fields(trained, capsys):
         (("evaluate", "--run-dir", "{tmp}"), "experiments.digits train"),
         (("train", "--run-dir", "{tmp}", "--learning-rate", "nan"), "--learning-rate must be"),
         (("train", "--run-dir", "{tmp}", "--num-steps", "0"), "--num-steps must be at least 1"),
+        (
+            ("train", "--run-dir", "{tmp}", "--mixture-components", "--num-steps", "0"),
+            "--num-steps must be at least 1",  # no mixture is a choice
+        ),
         (("train", "--run-dir", "{tmp}", "--ema-decay", "1.5"), "--ema-decay must be in"),
         (("train", "--run-dir", "{tmp}", "--batch-size", "2000"), "--batch-size: `batch_size`"),
         (("train", "--run-dir", "{tmp}", "--patch-size", "3"), "--patch-size: `patch_size`"),
