@@ -19,6 +19,11 @@ class Average:
     ema_std: float | None = None
     """Width of a power-function average made of those kept in the checkpoints."""
 
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return (self.ema or MAIN) if self.ema_std is None else f"std {self.ema_std:g}, made"
+
     def of(self, config: TrainingConfig, averages: PyTree, checkpoints: Checkpoints) -> PyTree:
         """Return the chosen average of a run, or refuse."""
         decays = ema_decays(config)

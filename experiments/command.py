@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import math
 import os
 import sys
 import traceback
@@ -96,18 +95,6 @@ def preset_of(argv: Sequence[str], presets: Mapping[str, Any]) -> Any:
         elif word.startswith("--preset="):
             name = word.removeprefix("--preset=")
     return presets.get(name, next(iter(presets.values())))
-
-
-def check_bounds(config: Any, bounds: Mapping[str, tuple[float, float]]) -> None:
-    """Refuse a config with a number outside its bounds, or one that is not finite."""
-    for name, (low, high) in bounds.items():
-        value = getattr(config, name)
-        if not (low <= value <= high and math.isfinite(value)):
-            limits = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"at least {low:g}"
-            raise Refusal(f"--{name.replace('_', '-')} must be {limits}; got {value}.")
-    decay_steps = getattr(config, "decay_steps", None)
-    if decay_steps is not None and decay_steps < 1:
-        raise Refusal(f"--decay-steps must be at least 1; got {decay_steps}.")
 
 
 def run(

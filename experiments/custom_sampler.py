@@ -16,7 +16,7 @@ import flax.linen
 import jax
 import jax.numpy as jnp
 
-from experiments import command
+from experiments import command, options
 from experiments.one_dimension import MEANS, VARIANCES, WEIGHTS, make_mixture, quantile
 from jaxdiff import Sampler, denoisers, processes, sample, samplers, timesteps
 from jaxdiff.processes import Process
@@ -108,8 +108,7 @@ def compare(num_steps: int = 32) -> None:
     Args:
         num_steps: Steps from noise to data.
     """
-    if num_steps < 1:
-        raise command.Refusal(f"--num-steps must be at least 1; got {num_steps}.")
+    options.check_counts(num_steps=num_steps)
     process = processes.vp()
     makers = {
         "midpoint (ours)": midpoint,

@@ -15,15 +15,23 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 import tyro
 
-from experiments import command, digits_report, fitting, streaming
+from experiments import (
+    command,
+    digits_report,
+    evaluations,
+    fitting,
+    image_data,
+    options,
+    streaming,
+)
 from experiments.averages import NO_CHOICE, Average
 from experiments.command import Refusal, refusing
 from experiments.image_model import (
@@ -39,6 +47,7 @@ from experiments.image_model import (
     to_record,
 )
 from experiments.methods import MethodName
+from experiments.options import CountOrNone, Within
 from experiments.running import Devices, Running
 from jaxdiff import data, plotting
 from jaxdiff.training import distributed
@@ -48,11 +57,40 @@ from jaxdiff.training.export import export_params
 from jaxdiff.typing import Batch, PyTree
 
 
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """How a run is judged; what is not given is as at its training."""
+
+    eval_split: str | None = None
+    """The split that judges, such as validation."""
+    eval_examples: Annotated[int | None, Within(2)] = None
+    """Images of each split that the likelihood is taken of."""
+    eval_tolerance: Annotated[float | None, Within(1e-6, 1.0)] = None
+    """Relative and absolute tolerance of the likelihood's ODE."""
+    mixture_components: Annotated[tuple[int, ...] | None, Within(1, 256)] = None
+    """Numbers of components that the Gaussian mixture is fitted with; none leaves it out."""
+    sample_steps: CountOrNone = None
+    """Steps of the DDIM samples in the report."""
+    data_dir: str | None = None
+    """Where data sets lie now."""
+
+    def of(self, config: Config) -> Config:
+        """Return the config of a run with what is given here."""
+        given = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if value is not None and name != "eval_split"
+        }
+        return dataclasses.replace(config, **given)
+
+
 def train(
     run_dir: str,
     config: tyro.conf.OmitArgPrefixes[Config],
     running: tyro.conf.OmitArgPrefixes[Running],
     preset: Literal["full", "smoke"] = "full",
+    evaluate: bool = True,
+    eval_split: str | None = None,
     quiet: bool = False,
 ) -> None:
     """Train a run or resume it, then evaluate and draw it.
@@ -62,32 +100,78 @@ def train(
         config: What the run is.
         running: How it is carried out.
         preset: What options that are not given are set to; smoke runs all in a minute.
-        quiet: Show no progress bar.
+        evaluate: Judge the run at its end, unless a report of its last step is there.
+        eval_split: The split that judges, such as validation; test unless given.
+        quiet: Show no progress.
     """
     check(config)
     running.start()
-    directory = command.claim(run_dir)
-    config = from_record(
-        runs.reconcile(directory, to_record(config), free=fitting.FREE, grows="num_steps")
-    )
-    images = open_images(config, "train")
+    directory, moved = command.claim(run_dir), config.data_dir is None
+    record = runs.read_record(directory)
+    asked = to_record(resolved(config, record))
+    config = from_record(runs.reconcile(directory, asked, free=fitting.FREE, grows="num_steps"))
+    split = eval_split or image_data.recorded_split(record)
+    images = open_images(config, "train", recorded=moved)
+    held_out = open_images(config, split, "--eval-split", recorded=moved) if evaluate else None
+    image_data.check(config, images, held_out)
     with command.compiling_for(preset):
-        params = fit(config, images, directory, running, progress=not quiet)
-        if distributed.any_of(not fitting.is_judged(directory, config.num_steps)):
+        params = fit(config, images, directory, running, split=split, progress=not quiet)
+        if held_out is not None and distributed.any_of(not is_judged(config, directory, split)):
             with refusing(OSError, say=f"--run-dir {directory} cannot be written: "):
-                digits_report.write(config, params, directory, devices=running.local())
-    if distributed.is_main():
+                digits_report.write(
+                    config,
+                    params,
+                    directory,
+                    images,
+                    held_out,
+                    step=config.num_steps,
+                    devices=running.local(),
+                    progress=not quiet,
+                )
+    if distributed.is_main() and evaluate:
         print(f"Report: {directory / command.REPORT}")
 
 
+def resolved(config: Config, record: Mapping[str, Any] | None) -> Config:
+    """Return a config as its record holds it: what depends on other fields said outright.
+
+    In runs of before, `loss_on` may be recorded as None.
+    """
+    old = {} if record is None else record["config"]
+    loss_on = config.loss_on or (config.prediction if old.get("loss_on", "") is not None else None)
+    return dataclasses.replace(
+        config, loss_on=loss_on, data_dir=image_data.absolute(config.data_dir)
+    )
+
+
+def is_judged(config: Config, directory: Path, split: str) -> bool:
+    """Tell whether there is a report of the last step and the main average; say what it has else.
+
+    How it was judged may be another matter: `evaluate` decides that, and then it stays.
+    """
+    if not fitting.is_judged(directory, config.num_steps):
+        return False
+    others = evaluations.differing(directory, digits_report.settings(config, split))
+    if others and distributed.is_main():
+        said = f"The report there has {', '.join(others)}; `evaluate` makes another."
+        print(said, file=sys.stderr)
+    return True
+
+
 def fit(
-    config: Config, images: data.Images, directory: Path, running: Running, *, progress: bool
+    config: Config,
+    images: data.Images,
+    directory: Path,
+    running: Running,
+    *,
+    split: str = image_data.SPLIT,
+    progress: bool,
 ) -> PyTree:
     """Train what is left of a run; return the averaged parameters."""
     model = build_model(config, images)
 
     def batches_from(step: int) -> Iterator[Batch]:
-        with refusing(ValueError):
+        with options.naming(Config):
             return data.batches(
                 images,
                 config.batch_size,
@@ -111,6 +195,7 @@ def fit(
         progress=progress,
         running=running,
         indices_of=indices_of,
+        also=image_data.record(images, split),
     )
 
 
@@ -140,16 +225,15 @@ def sample(
         seed: Of the noise; image i depends on the run, seed and i only.
         quiet: Show no progress bar.
     """
-    for option, value in (("--num", num), ("--num-steps", num_steps)):
-        if value < 1:
-            raise Refusal(f"{option} must be at least 1; got {value}.")
+    command.check_seed(seed)
+    options.check_counts(num=num, num_steps=num_steps)
     path = Path(out)
     one_file = path.suffix.lower() == ".png"
     if path.suffix and not one_file:
         raise Refusal(f"--out must end in .png, or be a folder without an ending; got {out}.")
     devices.start()
     config, restored, params = restore(Path(run_dir), average)
-    images = open_images(config, "train")
+    images = describe(config, Path(run_dir))
     num_classes = images.num_classes or 1
     if label is not None and not 0 <= label < num_classes:
         raise Refusal(f"--label must lie in 0..{num_classes - 1}; got {label}.")
@@ -186,7 +270,9 @@ def evaluate(
     run_dir: str,
     devices: tyro.conf.OmitArgPrefixes[Devices],
     average: tyro.conf.OmitArgPrefixes[Average],
+    judging: tyro.conf.OmitArgPrefixes[Judging],
     exact: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Judge a trained run anew: evaluation.json, report.md and the figures.
 
@@ -194,13 +280,39 @@ def evaluate(
         run_dir: Folder of the run.
         devices: Which devices share the work.
         average: Which parameters are judged.
+        judging: How they are judged.
         exact: Also take the likelihood with the exact divergence, one tangent a pixel: slow.
+        quiet: Show no progress.
     """
     directory = Path(run_dir)
+    options.judge(judging)
     devices.start()
-    config, _, params = restore(directory, average)
+    config, restored, params = restore(directory, average)
+    config, record = judging.of(config), runs.read_record(directory)
+    split = judging.eval_split or image_data.recorded_split(record)
+    moved = judging.data_dir is None
+    train = open_images(config, "train", recorded=moved)
+    held_out = open_images(config, split, "--eval-split", recorded=moved)
+    image_data.check(config, train, held_out)
+    known = image_data.describe(config, record or {})
+    if train.description != known:
+        raise Refusal(
+            f"--data-dir: {train.name} in {train.location} holds other images than this run was "
+            f"trained on: {train.description}, recorded {known}."
+        )
     with refusing(OSError, say=f"--run-dir {directory} cannot be written: "):
-        digits_report.write(config, params, directory, exact=exact, devices=devices.local())
+        digits_report.write(
+            config,
+            params,
+            directory,
+            train,
+            held_out,
+            step=restored.step,
+            average=average.name,
+            exact=exact,
+            devices=devices.local(),
+            progress=not quiet,
+        )
     if distributed.is_main():
         print((directory / command.REPORT).read_text())
 
@@ -217,10 +329,16 @@ def export(
         raw: Those of the last step, not an average.
     """
     config, restored, params = restore(Path(run_dir), average)
-    path = Path(out)
+    path, images = Path(out), describe(config, Path(run_dir))
     with refusing(OSError, ValueError, say=f"--out {out} cannot be written: "):
         path.parent.mkdir(parents=True, exist_ok=True)
-        export_params(path, restored.state["params"] if raw else params, to_record(config))
+        record = to_record(config) | images.to_record() | {"step": restored.step}
+        export_params(path, restored.state["params"] if raw else params, record)
+
+
+def describe(config: Config, directory: Path) -> data.Description:
+    """Return what the images of a run are, by its record where that says it."""
+    return image_data.describe(config, runs.read_record(directory) or {})
 
 
 def restore(

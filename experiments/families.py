@@ -294,8 +294,7 @@ def families(run_dir: str, preset: Literal["full", "smoke"] = "full", seed: int 
         preset: How large, how long.
         seed: Of everything random.
     """
-    if seed < 0:
-        raise command.Refusal(f"--seed must be at least 0; got {seed}.")
+    command.check_seed(seed)
     config = dataclasses.replace(PRESETS[preset], seed=seed)
     asked = {"experiment": "families", "preset": preset, **dataclasses.asdict(config)}
     directory = command.open_run(run_dir, json.loads(json.dumps(asked)))

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.command import REPORT
 from experiments.image_model import brightness
 from experiments.tables import markdown
-from jaxdiff import plotting
+from jaxdiff import files, plotting
 from jaxdiff.data import Images
 from jaxdiff.training import run as runs
 
@@ -64,9 +64,7 @@ def write(
     draw_samples(directory / "samples.png", drawn, images)
     draw_likelihood(directory / "likelihood.png", rows)
     draw_quality(directory / "quality.png", rows)
-    runs.replace_text(
-        directory / REPORT, report(config, directory, rows, timings, images, accuracy)
-    )
+    files.write_text(directory / REPORT, report(config, directory, rows, timings, images, accuracy))
 
 
 # --- Figures --------------------------------------------------------------------------------

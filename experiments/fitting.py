@@ -21,7 +21,13 @@ from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.typing import Batch, LossFn, PyTree
 
-FREE = ("num_steps", "data_dir", "checkpoint_every", "log_every", "remat")
+JUDGING = ("eval_examples", "eval_points", "eval_tolerance", "mixture_components") + (
+    "sampler",
+    "sample_steps",
+    "grid_size",
+)
+"""Fields of configs that say how a run is judged."""
+FREE = ("num_steps", "data_dir", "checkpoint_every", "log_every", "remat", *JUDGING)
 """Fields of configs that stand outside their hash."""
 
 
@@ -166,6 +172,7 @@ def fit(
     progress: bool,
     running: Running | None = None,
     indices_of: Callable[[int], np.ndarray] | None = None,
+    also: Mapping[str, Any] | None = None,
 ) -> PyTree:
     """Train what is left of a run; return the averaged parameters, whole in every process.
 
@@ -180,6 +187,7 @@ def fit(
         progress: show a progress bar if stderr is a terminal.
         running: how it is carried out; by default on one device.
         indices_of: step -> which examples its batch holds, for the report of one that fails.
+        also: what else the run's record says.
     """
     running = Running() if running is None else running
     mode, optimizer, decays = running.mode(), build_optimizer(config), ema_decays(config)
@@ -240,7 +248,8 @@ def fit(
             # First what may be found wrong: until then the record says what it said.
             board = directory / "tensorboard" if running.tensorboard else None
             log = runs.MetricsLog(directory / runs.METRICS, after=start, tensorboard=board)
-            runs.write_record(directory, record, free=FREE, also={"running": running.record()})
+            more = {"running": running.record(), **(also or {})}
+            runs.write_record(directory, record, free=FREE, also=more)
             (directory / report).unlink(missing_ok=True)  # that of fewer steps
 
         def repeat(step: int) -> dict[str, Any]:

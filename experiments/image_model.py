@@ -1,19 +1,32 @@
 """A diffusion model of images as a config says it: network, process, loss, optimizer, generator."""
 
 import dataclasses
-import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.command import Refusal, check_bounds, refusing
+from experiments import flows, options
+from experiments.command import Refusal
 from experiments.fitting import ema_decays
 from experiments.methods import METHODS
+from experiments.options import (
+    Count,
+    CountOrNone,
+    LogSnr,
+    Natural,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    Tolerance,
+    Within,
+)
 from jaxdiff import (
     data,
     denoisers,
@@ -46,6 +59,9 @@ WEIGHTINGS: dict[str, Callable[[], weightings.Weighting]] = {
 ProcessName = Literal["cosine", "vp", "sub_vp", "flow", "ddpm", "edm", "ve"]
 Kind = Literal["x0", "eps", "v", "score", "velocity"]
 
+EvalExamples = Annotated[int, Within(2)]
+Components = Annotated[tuple[int, ...], Within(1, 256)]
+
 CHUNK = 256
 """Images that a device samples in one call; more are sampled in several, to the same result."""
 
@@ -54,19 +70,19 @@ CHUNK = 256
 class Config:
     """What a run is."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of everything random: parameters, data order, noise, evaluation."""
     data: str = "digits"
     """Image data set: digits, or a prepared TFDS one such as fashion_mnist."""
     network: Literal["dit", "unet"] = "dit"
     """Architecture."""
-    width: int = 128
+    width: Count = 128
     """Width of the DiT's tokens, or channels of the U-Net's first level."""
-    depth: int = 4
+    depth: Count = 4
     """Blocks of the DiT, or residual blocks a level of the U-Net."""
-    patch_size: int = 2
+    patch_size: Count = 2
     """Side of the DiT's patches."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Within(0.0, 1.0, below=True)] = 0.0
     """Dropout rate of the network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the network's computation; parameters and optimizer state are float32."""
@@ -77,52 +93,52 @@ class Config:
     prediction: Kind = "v"
     """What the network predicts."""
     loss_on: Kind | None = "eps"
-    """Whose squared error is averaged; None is `prediction`."""
+    """The quantity whose squared error is the loss; None is what the network predicts."""
     weighting: Literal["simple", "min_snr", "edm", "likelihood"] = "simple"
     """Loss weighting."""
     times: Literal["log_snr", "stratified", "uniform", "log_normal"] = "log_snr"
     """Distribution of training times; log_snr is uniform between the two bounds below."""
-    log_snr_low: float = -10.0
+    log_snr_low: LogSnr = -10.0
     """Log-SNR of the noisiest training times."""
-    log_snr_high: float = 12.0
+    log_snr_high: LogSnr = 12.0
     """Log-SNR of the cleanest training times, and of the data end of the likelihood."""
-    drop_cond: float = 0.1
+    drop_cond: Share = 0.1
     """Probability with which a label is dropped in training."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Examples an update."""
-    num_steps: int = 1600
+    num_steps: Count = 1600
     """Updates in all; a larger number extends a run."""
-    decay_steps: int | None = None
+    decay_steps: CountOrNone = None
     """Updates over which the learning rate decays; the first `num_steps` unless given."""
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"
     """How the learning rate goes on after the warm-up."""
-    warmup_steps: int = 100
+    warmup_steps: Natural = 100
     """Updates over which the learning rate rises."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """Decoupled weight decay."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Gradients are scaled down to this global norm."""
-    ema_decay: float = 0.99
+    ema_decay: Share = 0.99
     """Decay of the moving average of the parameters, which samples and is judged."""
     more_ema_decays: tuple[float, ...] = ()
     """Decays of further averages to keep."""
     ema_stds: tuple[float, ...] = ()
     """Widths of power-function averages to keep, from which others follow afterwards."""
-    eval_examples: int = 297
-    """Images of each split that the likelihood is taken of."""
-    eval_tolerance: float = 1e-2
+    eval_examples: EvalExamples = 297
+    """Images of each split that the likelihood is taken of; two at least, for its error."""
+    eval_tolerance: Tolerance = 1e-2
     """Relative and absolute tolerance of the likelihood's ODE; 1e-4 moves digits by 6e-4 bits."""
-    mixture_components: tuple[int, ...] = (4, 8, 10, 16)
-    """Numbers of components that the Gaussian mixture is fitted with."""
-    sample_steps: int = 100
+    mixture_components: Components = (4, 8, 10, 16)
+    """Numbers of components that the Gaussian mixture is fitted with; none leaves it out."""
+    sample_steps: Count = 100
     """Steps of the DDIM samples in the report."""
     data_dir: str | None = None
     """Where data sets lie; the cache directory unless given."""
-    checkpoint_every: int = 500
+    checkpoint_every: Count = 500
     """Updates between checkpoints; the last is always saved."""
-    log_every: int = 20
+    log_every: Count = 20
     """Updates between logged ones."""
 
 
@@ -145,21 +161,12 @@ PRESETS = {
 
 
 def check(config: Config) -> None:
-    """Refuse a config whose numbers cannot be meant."""
-    at_least_one = "batch_size num_steps width depth patch_size checkpoint_every log_every"
-    bounds: dict[str, tuple[float, float]] = dict.fromkeys(at_least_one.split(), (1, math.inf))
-    bounds |= dict.fromkeys(("eval_examples", "sample_steps"), (1, math.inf))
-    bounds |= dict.fromkeys(("seed", "warmup_steps", "weight_decay"), (0, math.inf))
-    bounds |= dict.fromkeys(("ema_decay", "drop_cond", "dropout"), (0, 1))
-    bounds |= dict.fromkeys(("learning_rate", "clip_norm", "eval_tolerance"), (1e-12, 1e12))
-    check_bounds(config, bounds)
-    with refusing(ValueError):
+    """Refuse a config whose values cannot be meant."""
+    options.judge(config)
+    with options.naming(Config, ema_decay="--more-ema-decays or --ema-stds"):
         ema.check_decay(ema_decays(config))
-    if not config.log_snr_low < config.log_snr_high:
-        raise Refusal(
-            "--log-snr-low must be below --log-snr-high; "
-            f"got {config.log_snr_low} and {config.log_snr_high}."
-        )
+    process = PROCESSES[config.process]()
+    flows.check_ends(process, config.prediction, config.log_snr_low, config.log_snr_high)
 
 
 def to_record(config: Config) -> dict[str, Any]:
@@ -182,13 +189,31 @@ def from_record(record: Mapping[str, Any]) -> Config:
         name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
     }
     config = Config(**values)
+    check(config)
     return dataclasses.replace(config, decay_steps=config.decay_steps or config.num_steps)
 
 
-def open_images(config: Config, split: str) -> data.Images:
-    """Open a split of the config's data set, or refuse."""
-    with refusing(ValueError, OSError):
-        return data.load_images(config.data, split, data_dir=config.data_dir)
+def open_images(
+    config: Config, split: str, option: str = "", *, recorded: bool = False
+) -> data.Images:
+    """Open a split of the config's data set, or refuse.
+
+    Args:
+        config: what to open.
+        split: which part.
+        option: the one that chose the split, if one did.
+        recorded: whether the config's folder is that of an earlier start: where it is gone,
+            $JAXDIFF_DATA_DIR says where the data are now.
+    """
+    folder = config.data_dir
+    if recorded and folder is not None and "://" not in folder and not os.path.isdir(folder):
+        moved = os.environ.get("JAXDIFF_DATA_DIR")
+        folder = folder if moved is None else None
+    try:
+        with options.naming(Config, name="--data", split=option or "--data"):
+            return data.load_images(config.data, split, data_dir=folder)
+    except OSError as error:
+        raise Refusal(f"--data-dir {folder}: {error}") from error
 
 
 def pixels(x: Any, num_levels: int) -> np.ndarray:
@@ -231,11 +256,13 @@ class Model(NamedTuple):
         return denoisers.from_network(network, self.process, self.prediction)
 
 
-def build_model(config: Config, images: data.Images, process: Process | None = None) -> Model:
+def build_model(
+    config: Config, images: data.Images | data.Description, process: Process | None = None
+) -> Model:
     """Make the network and the process, unless one is given; refuse what they refuse."""
 
     def make() -> nnx.Module:
-        options: dict[str, Any] = {
+        given: dict[str, Any] = {
             "num_classes": images.num_classes,
             "dropout": config.dropout,
             "remat": config.remat,
@@ -243,12 +270,13 @@ def build_model(config: Config, images: data.Images, process: Process | None = N
             "rngs": nnx.Rngs(config.seed),
         }
         if config.network == "unet":
-            options |= {"channels": config.width, "num_blocks": config.depth}
-            return nn.UNet(images.shape, **options)
-        options |= {"width": config.width, "depth": config.depth, "patch_size": config.patch_size}
-        return nn.DiT(images.shape, **options)
+            given |= {"channels": config.width, "num_blocks": config.depth}
+            return nn.UNet(images.shape, **given)
+        given |= {"width": config.width, "depth": config.depth, "patch_size": config.patch_size}
+        return nn.DiT(images.shape, **given)
 
-    with refusing(ValueError):
+    sizes = {"channels": "--width", "num_heads": "--width", "num_blocks": "--depth"}
+    with options.naming(Config, shape="--network", **sizes):
         init_params, apply = nn.deferred(make)
     process = PROCESSES[config.process]() if process is None else process
     return Model(
@@ -276,7 +304,7 @@ def build_loss(
         "uniform": timesteps.draw_uniform,
         "log_normal": timesteps.draw_log_normal,
     }
-    with refusing(ValueError):
+    with options.naming(Config):
         denoising = losses.denoising(
             model.apply,
             model.process,
@@ -313,9 +341,7 @@ def make_generator(
         the numbers `first`, `first` + 1, ...; image i depends on (params, key, i, label i) only.
     """
     process, method = model.process, METHODS[sampler_name]
-    start = method.start(process)
-    if model.prediction in ("eps", "score") and process.alpha(start) == 0.0:  # they hold no x0
-        start = 0.999 * start
+    start = method.start(process, model.prediction)
     ts = timesteps.uniform(process, num_steps, t_start=start)
 
     def draw(

@@ -35,7 +35,9 @@ MethodName = Literal[
     "adaptive",
 ]
 LOW_LOG_SNR = -8.0
-"""Where methods start that cannot at alpha = 0."""
+"""Where what needs signal starts, where the process has none left at t_max."""
+SIGNAL_NEEDED = ("eps", "score")
+"""Predictions from which x0 cannot be had at alpha = 0."""
 
 NAMES: tuple[str, ...] = get_args(MethodName)
 
@@ -55,15 +57,28 @@ class Method(NamedTuple):
     calls_a_step: int = 1
     needs_signal: bool = False
 
-    def start(self, process: Process) -> Any:
-        """Return the time that the method starts at: t_max, where it can."""
-        if self.needs_signal and process.alpha(process.t_max) == 0.0:
-            return process.time_of_log_snr(jnp.asarray(LOW_LOG_SNR))
-        return process.t_max
+    def start(self, process: Process, prediction: str | None = None) -> Any:
+        """Return the time that the method starts at with a network of a prediction."""
+        return start(process, prediction, needs_signal=self.needs_signal)
 
     def calls(self, num_steps: int, *, to_data: bool = True) -> int:
         """Return the evaluations of so many steps, the last of them to sigma = 0 or not."""
         return self.calls_a_step * num_steps - (to_data and self.calls_a_step > 1)
+
+
+def start(process: Process, prediction: str | None, *, needs_signal: bool = False) -> Any:
+    """Return the time that samples and likelihoods start or end at: t_max, where they can.
+
+    Args:
+        process: its hyper-parameters known.
+        prediction: of the network; None for a denoiser that can be asked anywhere.
+        needs_signal: whether the method cannot start where alpha = 0 either.
+    """
+    if not (needs_signal or prediction in SIGNAL_NEEDED):
+        return process.t_max
+    if process.alpha(jnp.asarray(process.t_max, float)) > 0.0:
+        return process.t_max
+    return process.time_of_log_snr(jnp.asarray(LOW_LOG_SNR))
 
 
 def corrected(process: Process, denoise: Denoiser) -> Sampler:

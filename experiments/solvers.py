@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
-from experiments import command, digits, solvers_report
+from experiments import command, digits, image_data, solvers_report
 from experiments.fitting import FREE
 from experiments.image_model import build_model, make_generator, open_images, to_record
 from experiments.methods import METHODS, Method
@@ -28,7 +28,7 @@ from experiments.tables import write_csv
 from jaxdiff import data, metrics, processes, sample, timesteps
 from jaxdiff.processes import Process
 from jaxdiff.samplers import Sampler
-from jaxdiff.training.run import config_hash
+from jaxdiff.training.run import config_hash, read_record
 from jaxdiff.typing import Array, Denoiser, Key
 
 Row = dict[str, Any]
@@ -127,6 +127,7 @@ def mixture(run_dir: str, preset: Literal["full", "smoke"] = "full", seed: int =
         preset: How many samplers, steps and draws.
         seed: Of the noise.
     """
+    command.check_seed(seed)
     config = {"experiment": "solvers mixture", "preset": preset, "seed": seed}
     directory = command.open_run(run_dir, config)
     if directory is None:
@@ -205,8 +206,10 @@ def digits_run(
     """
     from sklearn.svm import SVC
 
+    command.check_seed(seed)
     config, restored, params = digits.restore(Path(trained_run), option="--trained-run")
-    train, held_out = (open_images(config, split) for split in ("train", "test"))
+    split = image_data.recorded_split(read_record(Path(trained_run)))
+    train, held_out = (open_images(config, each, recorded=True) for each in ("train", split))
     if train.labels is None or held_out.labels is None:
         raise command.Refusal(f"--trained-run {trained_run} has images without labels to read.")
     asked = {"experiment": "solvers digits", "preset": preset, "seed": seed}

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from experiments.command import REPORT
 from experiments.tables import markdown
+from jaxdiff import files, plotting
 
 Row = Mapping[str, Any]
 STYLES, MARKERS = ("-", "--", "-.", ":"), "osD^v<>pXP"
@@ -85,7 +86,7 @@ def write_mixture(
         directory / "quality.png",
         [Panel(title, measured, "distance", "Wasserstein-1 distance", floor)],
     )
-    (directory / REPORT).write_text("\n".join(lines))
+    files.write_text(directory / REPORT, "\n".join(lines))
 
 
 def write_digits(
@@ -125,7 +126,7 @@ def write_digits(
             Panel("distance from the exact flow", counted, "error", "r.m.s. error a pixel"),
         ],
     )
-    (directory / REPORT).write_text("\n".join(lines))
+    files.write_text(directory / REPORT, "\n".join(lines))
 
 
 def table(rows: Sequence[Row], column: str, form: str) -> list[str]:
@@ -146,12 +147,11 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
 
     Samplers whose curves coincide share a line. A sampler keeps its look from panel to panel.
     """
-    from matplotlib.figure import Figure
-
     names = list(dict.fromkeys(row["sampler"] for panel in panels for row in panel.rows))
-    figure = Figure(figsize=(6.4 * len(panels), 7.0), layout="constrained")
-    for place, panel in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), place + 1)
+    figure, (places,) = plotting.new_figure(
+        6.4 * len(panels), 7.0, ncols=len(panels), squeeze=False
+    )
+    for axes, panel in zip(places, panels, strict=True):
         curves: dict[tuple[Any, ...], list[str]] = {}
         for name in names:
             rows = [row for row in panel.rows if row["sampler"] == name and panel.column in row]
@@ -178,4 +178,4 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
         axes.set_ylabel(panel.ylabel)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
-    figure.savefig(path, dpi=110)
+    plotting.save(figure, path, dpi=110)

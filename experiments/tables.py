@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxdiff import files
+
 Row = Mapping[str, Any]
 
 
 def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Write rows, numbers to six digits and what a row lacks left empty."""
-    with path.open("w", newline="") as file:
-        file.write(csv_text(rows, columns))
+    """Write rows, numbers to six digits and what a row lacks left empty; whole or not at all."""
+    files.write_text(path, csv_text(rows, columns))
 
 
 def csv_text(rows: Sequence[Row], columns: Sequence[str]) -> str:

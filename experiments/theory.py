@@ -13,7 +13,7 @@ from typing import Literal
 from experiments import command
 from experiments.claims import Claim, Context, Measure, dynamics, estimation, learning, processes
 from experiments.tables import markdown
-from jaxdiff.training import run as runs
+from jaxdiff import files
 
 CLAIMS: dict[str, Measure] = {
     "Data": estimation.data_are_a_sample,
@@ -60,6 +60,7 @@ def theory(run_dir: str, preset: Literal["full", "smoke"] = "full", seed: int = 
         preset: All claims at full size, or the quick ones as small as still runs every line.
         seed: Of everything random.
     """
+    command.check_seed(seed)
     config = {"experiment": "theory", "preset": preset, "seed": seed}
     directory = command.open_run(run_dir, config)
     if directory is None:
@@ -80,8 +81,8 @@ def theory(run_dir: str, preset: Literal["full", "smoke"] = "full", seed: int = 
         }
         for name, claim in found.items()
     ]
-    (directory / "claims.json").write_text(json.dumps(records, indent=2) + "\n")
-    runs.replace_text(directory / command.REPORT, report(found))
+    files.write_text(directory / "claims.json", json.dumps(records, indent=2) + "\n")
+    files.write_text(directory / command.REPORT, report(found))
     failing = [name for name, claim in found.items() if not claim.holds]
     print(f"{len(found) - len(failing)} of {len(found)} claims hold.")
     for name in failing:

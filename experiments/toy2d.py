@@ -8,9 +8,8 @@ divergence; where the target's density is known, the gap to it is taken point by
 """
 
 import dataclasses
-import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -19,12 +18,24 @@ import jax.numpy as jnp
 import tyro
 from flax import nnx
 
-from experiments import command, fitting, toy2d_report
-from experiments.command import Refusal, refusing
+from experiments import command, evaluations, fitting, flows, options, toy2d_report
+from experiments.command import Refusal
 from experiments.image_model import PROCESSES, Kind, ProcessName
 from experiments.methods import MethodName
+from experiments.options import (
+    Count,
+    CountOrNone,
+    LogSnr,
+    Natural,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    Tolerance,
+)
 from experiments.targets import Target, TargetName, make_target
 from jaxdiff import denoisers, losses, nn, timesteps
+from jaxdiff.metrics.c2st import MIN_ROWS
 from jaxdiff.processes import Process
 from jaxdiff.training import run as runs
 from jaxdiff.typing import Apply, Array, Batch, Denoiser, Key, LossFn, PyTree
@@ -47,7 +58,7 @@ class Config:
 
     target: TargetName = "mixture"
     """Distribution to learn."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything random: parameters, data, noise, evaluation."""
     loss: LossName = "denoising"
     """Loss; explicit needs a target whose score is known."""
@@ -57,43 +68,43 @@ class Config:
     """What the network predicts."""
     loss_on: Kind = "eps"
     """The quantity whose squared error is the loss; predictions are turned into it first."""
-    log_snr_low: float = -8.0
+    log_snr_low: LogSnr = -8.0
     """Log-SNR of the noisiest training times."""
-    log_snr_high: float = 11.0
+    log_snr_high: LogSnr = 11.0
     """Log-SNR of the cleanest training times, and of the data end of the likelihood."""
-    width: int = 64
+    width: Count = 64
     """Width of the network."""
-    depth: int = 3
+    depth: Count = 3
     """Residual blocks of the network."""
-    batch_size: int = 512
+    batch_size: Count = 512
     """Fresh draws an update."""
-    num_steps: int = 14_000
+    num_steps: Count = 14_000
     """Updates in all; a larger number extends a run."""
-    decay_steps: int | None = None
+    decay_steps: CountOrNone = None
     """Updates over which the learning rate decays; the first `num_steps` unless given."""
-    learning_rate: float = 1.5e-3
+    learning_rate: Positive = 1.5e-3
     """Peak learning rate of AdamW."""
-    warmup_steps: int = 100
+    warmup_steps: Natural = 100
     """Updates over which the learning rate rises."""
-    weight_decay: float = 1e-4
+    weight_decay: NotNegative = 1e-4
     """Decoupled weight decay."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Gradients are scaled down to this global norm."""
-    ema_decay: float = 0.9997
+    ema_decay: Share = 0.9997
     """Decay of the moving average of the parameters, which samples and is judged."""
-    eval_points: int = 10_000
+    eval_points: Count = 10_000
     """Fresh draws that the likelihood is taken of, and samples that are told from draws."""
-    eval_tolerance: float = 1e-3
+    eval_tolerance: Tolerance = 1e-3
     """Relative and absolute tolerance of the likelihood's ODE."""
     sampler: MethodName = "heun"
     """Method that draws the samples."""
-    sample_steps: int = 50
+    sample_steps: Count = 50
     """Its steps."""
-    grid_size: int = 64
+    grid_size: Count = 64
     """Points a side of the pictures of densities."""
-    checkpoint_every: int = 2000
+    checkpoint_every: Count = 2000
     """Updates between checkpoints; the last is always saved."""
-    log_every: int = 100
+    log_every: Count = 100
     """Updates between logged ones."""
 
 
@@ -143,7 +154,7 @@ def build_model(config: Config, process: Process | None = None) -> Model:
     def make() -> nnx.Module:
         return nn.MLP(2, width=config.width, depth=config.depth, rngs=nnx.Rngs(config.seed))
 
-    with refusing(ValueError):
+    with options.naming(Config):
         init_params, apply = nn.deferred(make)
     process = PROCESSES[config.process]() if process is None else process
     apply = nn.on_log_snr(apply, process.log_snr)
@@ -155,8 +166,8 @@ def build_loss(config: Config, model: Model, times: timesteps.Draw | None = None
     if times is None:
         times = timesteps.draw_log_snr(config.log_snr_low, config.log_snr_high)
     args = model.apply, model.process
-    options: dict[str, Any] = {"prediction": config.prediction, "times": times}
-    regression = options | {"loss_on": config.loss_on}
+    given: dict[str, Any] = {"prediction": config.prediction, "times": times}
+    regression = given | {"loss_on": config.loss_on}
 
     def explicit() -> LossFn:
         if model.target.mixture is None:
@@ -166,7 +177,7 @@ def build_loss(config: Config, model: Model, times: timesteps.Draw | None = None
         return losses.explicit(*args, score, **regression)
 
     def elbo() -> LossFn:
-        t_min = model.process.time_of_log_snr(jnp.asarray(config.log_snr_high))
+        t_min = flows.data_end(model.process, jnp.asarray(config.log_snr_high))
         return losses.elbo(*args, prediction=config.prediction, t_min=t_min)
 
     makers: dict[str, Callable[[], LossFn]] = {
@@ -175,13 +186,13 @@ def build_loss(config: Config, model: Model, times: timesteps.Draw | None = None
         "implicit": lambda: losses.implicit(*args, **regression),
         "sliced": lambda: losses.sliced(*args, **regression),
         "finite_difference": lambda: losses.finite_difference(*args, **regression),
-        "flow_matching": lambda: losses.flow_matching(*args, **options),
+        "flow_matching": lambda: losses.flow_matching(*args, **given),
         "flow_matching_ot": lambda: losses.flow_matching(
-            *args, **options, coupling="optimal_transport"
+            *args, **given, coupling="optimal_transport"
         ),
         "elbo": elbo,
     }
-    with refusing(ValueError):
+    with options.naming(Config, coupling="--loss"):
         return makers[config.loss]()
 
 
@@ -200,19 +211,34 @@ def batches(config: Config, target: Target, start: int) -> Iterator[Batch]:
 
 
 def check(config: Config) -> None:
-    """Refuse a config whose numbers cannot be meant."""
-    at_least_one = ["batch_size", "num_steps", "width", "depth", "eval_points", "sample_steps"]
-    at_least_one += ["grid_size", "checkpoint_every", "log_every"]
-    positive = ("learning_rate", "clip_norm", "eval_tolerance")
-    bounds = dict.fromkeys(at_least_one, (1.0, math.inf))
-    bounds |= dict.fromkeys(("seed", "warmup_steps", "weight_decay"), (0.0, math.inf))
-    bounds |= dict.fromkeys(positive, (1e-12, 1e12)) | {"ema_decay": (0.0, 1.0)}
-    command.check_bounds(config, bounds)
-    if not config.log_snr_low < config.log_snr_high:
+    """Refuse a config whose values cannot be meant."""
+    options.judge(config)
+    process = PROCESSES[config.process]()
+    flows.check_ends(process, config.prediction, config.log_snr_low, config.log_snr_high)
+
+
+def check_judging(config: Config) -> None:
+    """Refuse what a run could not be judged by at its end."""
+    if config.eval_points < MIN_ROWS:
         raise Refusal(
-            "--log-snr-low must be below --log-snr-high; "
-            f"got {config.log_snr_low} and {config.log_snr_high}."
+            f"--eval-points must be at least {MIN_ROWS}, or no classifier can be trained to tell "
+            f"samples from draws; got {config.eval_points}."
         )
+    if config.grid_size < 2:
+        raise Refusal(f"--grid-size must be at least 2; got {config.grid_size}.")
+
+
+def from_record(record: Mapping[str, Any]) -> Config:
+    """Return the resolved config of what a run's record holds."""
+    fields = {field.name for field in dataclasses.fields(Config)}
+    if record.keys() != fields:
+        raise Refusal(
+            "This run was written by another version of the experiment: its config differs in "
+            f"{', '.join(sorted(record.keys() ^ fields))}."
+        )
+    config = Config(**record)
+    check(config)
+    return dataclasses.replace(config, decay_steps=config.decay_steps or config.num_steps)
 
 
 def main_command(
@@ -230,12 +256,11 @@ def main_command(
         quiet: Show no progress bar.
     """
     check(config)
+    check_judging(config)
     directory = command.claim(run_dir)
     asked = dataclasses.asdict(config)
     record = runs.reconcile(directory, asked, free=fitting.FREE, grows="num_steps")
-    config = dataclasses.replace(
-        Config(**record), decay_steps=record["decay_steps"] or record["num_steps"]
-    )
+    config = from_record(record)
     with command.compiling_for(preset):
         model = build_model(config)
         params = fitting.fit(
@@ -248,8 +273,11 @@ def main_command(
             report=command.REPORT,
             progress=not quiet,
         )
-        if not fitting.is_judged(directory, config.num_steps):
-            toy2d_report.write(config, model, params, directory)
+        if not (
+            fitting.is_judged(directory, config.num_steps)
+            and not evaluations.differing(directory, toy2d_report.settings(config))
+        ):
+            toy2d_report.write(config, model, params, directory, progress=not quiet)
     print(f"Report: {directory / command.REPORT}")
 
 

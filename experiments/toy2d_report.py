@@ -1,9 +1,9 @@
 """What a model of a distribution in the plane is worth: its evaluation, figures and report."""
 
-import json
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.command import REPORT
+from experiments import evaluations, flows
+from experiments.fitting import MAIN
 from experiments.methods import METHODS
 from experiments.tables import markdown
 from jaxdiff import denoisers, likelihood, metrics, plotting, sample, timesteps, variational
@@ -21,7 +22,6 @@ from jaxdiff.typing import Array, Key, Network, PyTree
 if TYPE_CHECKING:
     from experiments.toy2d import Config, Model
 
-EVALUATION = "evaluation.json"
 LogProb = Callable[[PyTree, np.ndarray, float, float], np.ndarray]
 CHUNK = 2000
 """Points whose likelihood is solved for at once."""
@@ -29,21 +29,39 @@ HALF_WIDTH = 1.6
 """Of the pictures."""
 
 
-def write(config: "Config", model: "Model", params: PyTree, directory: Path) -> None:
-    """Judge and draw a model: evaluation.json, the figures and, last, report.md."""
+def write(
+    config: "Config", model: "Model", params: PyTree, directory: Path, *, progress: bool = False
+) -> None:
+    """Judge and draw the model of a finished run: evaluation.json, the figures, report.md last."""
+
+    def say(text: str) -> None:
+        if progress:
+            print(f"{text} ...", file=sys.stderr, flush=True)
+
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2), 4)
     draw_target = jax.jit(model.target.sample, static_argnums=1)
     held_out, others = (np.asarray(draw_target(key, config.eval_points)) for key in keys[:2])
     samples = draw_samples(config, model, params, keys[2], config.eval_points)
     log_prob_of = make_log_prob(config, model)
-    results = judge(config, model, params, keys[3], held_out, log_prob_of)
-    found = metrics.c2st(others, samples)
-    results |= {"c2st": found.accuracy, "c2st_stderr": found.stderr}
+    say(f"The likelihood of {config.eval_points} points")
+    found, notes = judge(config, model, params, keys[3], held_out, log_prob_of)
+    results = {"step": config.num_steps, "average": MAIN, **settings(config), **found}
+    say("A classifier of samples and draws")
+    if np.isfinite(samples).all():
+        told = metrics.c2st(others, samples)
+        results |= {"c2st": told.accuracy, "c2st_stderr": told.stderr}
+    else:
+        notes.append("Some samples are not finite: no classifier can tell them from draws.")
     points = mesh(config.grid_size)
-    log_prob = log_prob_of(params, points, config.log_snr_high, 10 * config.eval_tolerance)
+    try:
+        log_prob = log_prob_of(params, points, config.log_snr_high, 10 * config.eval_tolerance)
+    except flows.Unsolved as reason:
+        notes.append(f"The density of the model is not drawn: {reason}.")
+        log_prob = np.full(len(points), -np.inf, np.float32)
+    say("Figures")
     draw_density(config, held_out, np.exp(log_prob), samples, directory)
     draw_field(config, model, params, directory)
-    lines = runs.read_metrics(directory / runs.METRICS)
+    lines = [line for line in runs.read_metrics(directory / runs.METRICS) if "loss" in line]
     plotting.save_curve(
         directory / "loss.png",
         [line["step"] for line in lines],
@@ -51,32 +69,43 @@ def write(config: "Config", model: "Model", params: PyTree, directory: Path) -> 
         title=f"Training loss: {config.loss}",
         ylabel="loss",
     )
-    runs.replace_text(directory / EVALUATION, json.dumps(results, indent=2) + "\n")
-    runs.replace_text(directory / REPORT, report(config, results, directory))
+    kept = {name: value for name, value in results.items() if evaluations.is_finite(value)}
+    if len(kept) < len(results):
+        lost = ", ".join(sorted(results.keys() - kept.keys()))
+        notes.append(f"Not finite, and left out: {lost}.")
+    evaluations.write(directory, kept, report(config, kept, notes, directory))
+
+
+def settings(config: "Config") -> dict[str, Any]:
+    """Return how a run is judged, as evaluation.json says it."""
+    names = ("eval_points", "eval_tolerance", "sampler", "sample_steps", "grid_size")
+    return {name: getattr(config, name) for name in names}
 
 
 def make_log_prob(config: "Config", model: "Model") -> LogProb:
     """Return ``(params, x (N, 2), log_snr_high, tolerance) -> (N,)``, compiled once, in nats."""
     size = min(CHUNK, config.eval_points)
+    process = flows.until_start(model.process, config.prediction)
 
     @jax.jit
     def of_chunk(params: PyTree, x: Array, high: Array, tolerance: Array) -> Array:
         return likelihood.log_prob(
-            model.process,
+            process,
             model.denoiser(params),
             x,
             rtol=tolerance,
             atol=tolerance,
-            t_min=jnp.maximum(model.process.time_of_log_snr(high), 0.0),
+            t_min=flows.data_end(process, high),
         )[0]
 
     def log_prob(params: PyTree, x: np.ndarray, high: float, tolerance: float) -> np.ndarray:
         padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
         numbers = jnp.asarray(high, x.dtype), jnp.asarray(tolerance, x.dtype)
-        parts = [
-            np.asarray(of_chunk(params, padded[i : i + size], *numbers))
-            for i in range(0, len(padded), size)
-        ]
+        with flows.solving():
+            parts = [
+                np.asarray(of_chunk(params, padded[i : i + size], *numbers))
+                for i in range(0, len(padded), size)
+            ]
         return np.concatenate(parts)[: len(x)]
 
     return log_prob
@@ -89,31 +118,36 @@ def judge(
     key: Key,
     held_out: np.ndarray,
     log_prob_of: LogProb,
-) -> dict[str, float]:
-    """Return the likelihoods of held-out points by name, in nats."""
+) -> tuple[dict[str, float], list[str]]:
+    """Return the likelihoods of held-out points by name, in nats, and what is not known of them."""
     high, tolerance = config.log_snr_high, config.eval_tolerance
+    few, notes, results = held_out[:CHUNK], [], {}
     start = time.perf_counter()
-    log_prob = log_prob_of(params, held_out, high, tolerance)
-    results = {
-        "nll": float(-log_prob.mean()),
-        "nll_stderr": stderr(log_prob),
-        "nll_seconds": time.perf_counter() - start,
-    }
-    few = held_out[:CHUNK]
-    closer = log_prob_of(params, few, high + 1.0, tolerance) - log_prob[: len(few)]
-    results["t_min_effect"] = float(-closer.mean())
-    results["prior_mismatch"] = float(
-        variational.prior_divergence(model.process, jnp.asarray(few)).mean()
-    )
+    try:
+        log_prob = log_prob_of(params, held_out, high, tolerance)
+        results = {
+            "nll": float(-log_prob.mean()),
+            "nll_stderr": stderr(log_prob),
+            "nll_seconds": time.perf_counter() - start,
+        }
+        closer = log_prob_of(params, few, high + 1.0, tolerance) - log_prob[: len(few)]
+        results["t_min_effect"] = float(-closer.mean())
+    except flows.Unsolved as reason:
+        notes.append(
+            f"The likelihood{' closer to the data' * bool(results)} is not known: {reason}."
+        )
+    ended = flows.until_start(model.process, config.prediction)
+    results["prior_mismatch"] = float(variational.prior_divergence(ended, jnp.asarray(few)).mean())
     if model.target.log_prob is not None:
         exact = np.asarray(jax.jit(model.target.log_prob)(held_out))
         results["entropy"] = float(-exact.mean())
-        results["nll_gap"] = float((exact - log_prob).mean())
-        results["nll_gap_stderr"] = stderr(exact - log_prob)
+        if "nll" in results:
+            results["nll_gap"] = float((exact - log_prob).mean())
+            results["nll_gap_stderr"] = stderr(exact - log_prob)
     if config.loss != "flow_matching_ot":  # of whose coupling no reverse chain is known
         bound = negative_elbo(config, model, params, key, few)
         results |= {"negative_elbo": float(bound.mean()), "negative_elbo_stderr": stderr(bound)}
-    return results
+    return results, notes
 
 
 def negative_elbo(
@@ -121,7 +155,7 @@ def negative_elbo(
 ) -> np.ndarray:
     """Return the negative bound of the reverse chain in so many steps, in nats (N,)."""
     process = model.process
-    t_end = jnp.maximum(process.time_of_log_snr(jnp.asarray(config.log_snr_high)), 0.0)
+    t_end = flows.data_end(process, jnp.asarray(config.log_snr_high))
     ts = timesteps.log_snr(process, num_steps, t_end, METHODS["edm"].start(process))
 
     @jax.jit
@@ -136,7 +170,8 @@ def draw_samples(
 ) -> np.ndarray:
     """Return samples of the model (N, 2)."""
     method = METHODS[config.sampler]
-    ts = timesteps.uniform(model.process, config.sample_steps, t_start=method.start(model.process))
+    start = method.start(model.process, config.prediction)
+    ts = timesteps.uniform(model.process, config.sample_steps, t_start=start)
 
     @jax.jit
     def draw(params: PyTree, key: Key) -> Array:
@@ -176,7 +211,8 @@ def draw_density(
         (axes[0], held_out, f"{config.target}: draws"),
         (axes[2], samples, f"samples ({config.sampler}, {config.sample_steps} steps)"),
     ):
-        axis.hist2d(*shown.T, bins=config.grid_size, range=[box, box], density=True, cmap="magma")
+        inside = bool((np.abs(shown).max(axis=1) <= HALF_WIDTH).any())  # else there is none
+        axis.hist2d(*shown.T, bins=config.grid_size, range=[box, box], density=inside, cmap="magma")
         axis.set_title(title, fontsize=11)
     picture = axes[1].imshow(density, origin="lower", extent=(*box, *box), cmap="magma")
     axes[1].set_title("density of the model, by its likelihood", fontsize=11)
@@ -222,25 +258,43 @@ def _square(axes: Any, name: str) -> None:
 # --- Report ---------------------------------------------------------------------------------
 
 
-def report(config: "Config", results: dict[str, float], directory: Path) -> str:
+def report(config: "Config", results: dict[str, Any], notes: Sequence[str], directory: Path) -> str:
     """Return the report of a run."""
     record = runs.read_record(directory) or {}
-    rows = [["negative log-likelihood", f"{results['nll']:.4f} ± {results['nll_stderr']:.4f}"]]
-    if "nll_gap" in results:
-        gap = f"{results['nll_gap']:.4f} ± {results['nll_gap_stderr']:.4f}"
-        rows.append(["entropy, on the same points", f"{results['entropy']:.4f}"])
-        rows.append(["gap, point by point", gap])
-    if "negative_elbo" in results:
-        bound = f"{results['negative_elbo']:.4f} ± {results['negative_elbo_stderr']:.4f}"
-        rows.append(["negative ELBO, 200 steps", bound])
-    rows.append(["divergence of q(x_T) from the prior", f"{results['prior_mismatch']:.5f}"])
-    rows.append(["change with t_min one log-SNR closer", f"{results['t_min_effect']:.5f}"])
+
+    def of(name: str) -> str:
+        error = results.get(f"{name}_stderr")
+        return f"{results[name]:.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+    table = {
+        "nll": "negative log-likelihood",
+        "entropy": "entropy, on the same points",
+        "nll_gap": "gap, point by point",
+        "negative_elbo": "negative ELBO, 200 steps",
+    }
+    rows = [[what, of(name)] for name, what in table.items() if name in results]
+    for name, what in (
+        ("prior_mismatch", "divergence of q(x_T) from the prior"),
+        ("t_min_effect", "change with t_min one log-SNR closer"),
+    ):
+        rows += [[what, f"{results[name]:.5f}"]] if name in results else []
     nats = "\n".join(markdown(["nats", ""], rows))
+    said = "".join(f"- {note}\n" for note in notes)
+    told = ""
+    if "c2st" in results:
+        told = f"""
+A classifier tells samples from draws with accuracy {results["c2st"]:.3f} ± \
+{results["c2st_stderr"]:.3f}; 0.5 is perfect.
+"""
     return f"""\
 # {config.target}: {config.loss}, {config.process}, {config.num_steps} steps
 
 ![target, density, samples](density.png)
 
+Judged: the parameters of step {results["step"]}, average `{results["average"]}` (decay \
+{config.ema_decay:g}).
+
+{said}
 {nats}
 
 The likelihood is that of the probability flow (exact divergence, tolerance \
@@ -248,14 +302,11 @@ The likelihood is that of the probability flow (exact divergence, tolerance \
 points; ± is a standard error. The ELBO belongs to another model, that of the reverse chain, of \
 which it is a bound: the two need not be in order. Neither the prior's mismatch nor t_min is \
 corrected for.
-
-A classifier tells samples from draws with accuracy {results["c2st"]:.3f} ± \
-{results["c2st_stderr"]:.3f}; 0.5 is perfect.
-
+{told}
 ![score](field.png)
 
 ![loss](loss.png)
 
 Config hash `{record.get("hash")}`, seed {config.seed}. {record.get("device")}. \
-All of it: [config.json](config.json), [evaluation.json]({EVALUATION}).
+All of it: [config.json](config.json), [evaluation.json](evaluation.json).
 """

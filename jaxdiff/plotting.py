@@ -2,13 +2,20 @@
 
 Images come as uint8 (..., H, W, C) with C 1 or 3. Small images are magnified by whole factors, so
 that every pixel stays a square.
+
+Figures are drawn by Agg on canvases of their own: no window system, and the backend that a notebook
+or `MPLBACKEND` has chosen is neither needed nor changed. Files are written whole or not at all.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxdiff import files
+from jaxdiff.extras import needed_by
 
 INK, MUTED, ACCENT, SECOND = "#1b1f24", "#6b7480", "#2f6db5", "#c8553d"
 
@@ -46,20 +53,22 @@ def magnify(image: np.ndarray, factor: int) -> np.ndarray:
 
 def save_sheet(path: Path, images: np.ndarray, *, num_columns: int = 8) -> None:
     """Save images (N, H, W, C) as one PNG, magnified to be looked at."""
-    from PIL import Image
+    with needed_by("jaxdiff.plotting"):
+        from PIL import Image
 
     factor = max(1, 64 // images.shape[2])
-    Image.fromarray(magnify(tile(images, num_columns), factor)).save(path)
+    with files.whole(path) as file:
+        Image.fromarray(magnify(tile(images, num_columns), factor)).save(file, "PNG")
 
 
 def save_animation(path: Path, frames: np.ndarray, *, num_columns: int = 5) -> None:
     """Save frames (T, N, H, W, C) as a GIF that pauses on its last frame."""
-    from PIL import Image
+    with needed_by("jaxdiff.plotting"):
+        from PIL import Image
 
     factor = max(1, 64 // frames.shape[3])
     sheets = [Image.fromarray(magnify(tile(frame, num_columns), factor)) for frame in frames]
-    durations = [60] * (len(sheets) - 1) + [1800]
-    sheets[0].save(path, save_all=True, append_images=sheets[1:], duration=durations, loop=0)
+    _save_frames(path, sheets, 60)
 
 
 def save_frames(
@@ -73,8 +82,8 @@ def save_frames(
         num_frames: how many.
         ncols: axes side by side.
     """
-    import matplotlib.pyplot as plt
-    from PIL import Image
+    with needed_by("jaxdiff.plotting"):
+        from PIL import Image
 
     figure, axes = new_figure(3.8 * ncols + 1.0 * (ncols == 1), 3.4, ncols=ncols)
     frames = []
@@ -84,28 +93,61 @@ def save_frames(
         draw(axes, i)
         figure.canvas.draw()
         frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3]))
-    plt.close(figure)
-    durations = [90] * (num_frames - 1) + [1800]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    _save_frames(path, frames, 90)
+
+
+def _save_frames(path: Path, frames: Sequence[Any], milliseconds: int) -> None:
+    durations = [milliseconds] * (len(frames) - 1) + [1800]
+    with files.whole(path) as file:
+        frames[0].save(
+            file, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
+        )
 
 
 def new_figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:
-    """Return a figure of so many inches and its axes, as `matplotlib.pyplot.subplots` does."""
-    import matplotlib
+    """Return a figure of so many inches and its axes, as `matplotlib.pyplot.subplots` does.
 
-    matplotlib.use("Agg", force=False)
-    import matplotlib.pyplot as plt
+    Args:
+        width: in inches.
+        height: in inches.
+        options: those of `matplotlib.figure.Figure.subplots`.
 
-    return plt.subplots(figsize=(width, height), layout="constrained", **options)
+    Raises:
+        ImportError: if Matplotlib is not installed, naming the extra.
+    """
+    _import_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(**options)
 
 
-def save(figure: Any, path: Path) -> None:
-    """Save and close a figure; the same picture is the same file."""
-    import matplotlib.pyplot as plt
+def _import_matplotlib() -> None:
+    with needed_by("jaxdiff.plotting"):
+        try:
+            import matplotlib  # noqa: F401
+        except ValueError:
+            # MPLBACKEND names a backend that is not there: what a shell started from a notebook
+            # hands on. Matplotlib itself cannot be imported then, Agg or not.
+            chosen = os.environ.pop("MPLBACKEND", None)
+            try:
+                import matplotlib  # noqa: F401
+            finally:
+                if chosen is not None:
+                    os.environ["MPLBACKEND"] = chosen
 
-    # No creation date and no version among the metadata: the same figure is the same file.
-    figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
-    plt.close(figure)
+
+def save(figure: Any, path: Path, *, dpi: int = 160) -> None:
+    """Save a figure as a PNG; the same picture is the same file.
+
+    Raises:
+        OSError: if the file cannot be written; what was there is then as it was.
+    """
+    with files.whole(path) as file:
+        # No creation date and no version among the metadata: the same figure is the same file.
+        figure.savefig(file, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
 
 
 def save_by_class(
@@ -168,15 +210,19 @@ def save_strip(
 def save_curve(
     path: Path, steps: Sequence[float], values: Sequence[float], *, title: str, ylabel: str
 ) -> None:
-    """Save a curve over training steps, on a logarithmic axis, with a running median."""
+    """Save a curve over training steps, with a running median.
+
+    Its axis is logarithmic where all values are positive.
+    """
     figure, axis = new_figure(6.4, 3.6)
     half = max(1, len(values) // 40)
     medians = [np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
     axis.plot(steps, values, color=ACCENT, alpha=0.35, linewidth=1, label="logged batch")
     axis.plot(steps, medians, color=ACCENT, linewidth=2, label="running median")
-    axis.set_yscale("log")
-    for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        ticks("{x:g}")
+    if len(values) and min(values) > 0.0:
+        axis.set_yscale("log")
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks("{x:g}")
     axis.set_xlabel("training step", color=INK)
     axis.set_ylabel(ylabel, color=INK)
     axis.set_title(title, fontsize=12, color=INK)

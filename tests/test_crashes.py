@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -197,14 +198,56 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
     assert all(f"after step {newest}," in error for error in errors)
 
 
+def train(folder, *options):
+    command = [sys.executable, "-m", "experiments.digits", "train", "--preset", "smoke", "--quiet"]
+    return subprocess.Popen(
+        [*command, "--run-dir", str(folder), *options],
+        cwd=HERE.parent,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_twenty_starts_in_a_used_folder_are_refused_in_a_sentence_and_change_nothing(tmp_path):
+    slow = ["--width", "128", "--depth", "4", "--batch-size", "256", "--decay-steps", "99999"]
+    first = train(tmp_path / "shared", *slow, "--num-steps", "99999")
+    while not (tmp_path / "shared" / ".lock").exists():
+        assert first.poll() is None
+        time.sleep(0.02)
+    seconds = []
+    for seed in range(20):
+        began = time.monotonic()
+        _, err = train(tmp_path / "shared", *slow, "--seed", str(seed)).communicate(timeout=60)
+        seconds.append(time.monotonic() - began)
+        assert re.fullmatch(r"error: .*being written by process \d+ on .*\n", err), err
+    print(f"the longest start took {max(seconds):.1f} s")
+    first.send_signal(signal.SIGTERM)
+    first.communicate()
+    assert first.returncode == STOPPED_EXIT_CODE
+    one = Checkpoints(tmp_path / "shared" / "checkpoints").restore()
+    steps = str(one.step)
+    assert train(tmp_path / "alone", *slow, "--num-steps", steps).wait() == 0
+    two = Checkpoints(tmp_path / "alone" / "checkpoints").restore()
+    for (path, got), (_, wanted) in zip(
+        *(jax.tree.leaves_with_path(each.state) for each in (one, two)), strict=True
+    ):
+        np.testing.assert_array_equal(got, wanted, err_msg=jax.tree_util.keystr(path))
+
+
 def test_sigterm_saves_and_exits_with_its_own_code(tmp_path):
     running = start(1, SCRIPT, tmp_path, 100_000, 100_000)
     while not (tmp_path / runs.METRICS).exists() or not runs.read_metrics(tmp_path / runs.METRICS):
         assert running.poll() is None
         time.sleep(0.01)
-    running.send_signal(signal.SIGTERM)
+    for _ in range(3):  # a job, its step and its group are each sent one
+        running.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
     _, err = running.communicate(timeout=60)
-    assert running.returncode == STOPPED_EXIT_CODE
+    assert running.returncode == STOPPED_EXIT_CODE, err
+    assert "Traceback" not in err
     assert "Stopped by SIGTERM after step" in err
     (step,) = Checkpoints(tmp_path / "checkpoints").steps()
     assert f"after step {step}," in err

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.data import (
+    Description,
     Images,
     NotPreparedError,
     batch_indices,
@@ -318,6 +319,49 @@ def test_an_unknown_name_is_refused_with_the_nearest(tmp_path, name, near):
 def test_an_unknown_split_is_refused(cache, split, message):
     with pytest.raises(ValueError, match=message):
         load_images("digits", split, data_dir=cache)
+
+
+@pytest.mark.parametrize("name", ["/a/folder", "./mine", "imagefolder", "image_folder"])
+def test_a_folder_of_images_is_told_from_a_data_set(name):
+    with pytest.raises(ValueError, match="`name` must be the name of a TFDS.*from_arrays"):
+        load_images(name, "train")
+
+
+def test_a_directory_that_cannot_be_made_is_refused_with_the_remedy(monkeypatch):
+    monkeypatch.delenv("JAXDIFF_DATA_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/proc")
+    with pytest.raises(NotPreparedError, match=r"`data_dir` /proc.*\$JAXDIFF_DATA_DIR"):
+        load_images("digits", "train")
+
+
+def test_labels_out_of_range_are_refused_where_they_are_read():
+    unlabelled = [{"image": np.zeros((2, 2, 1), np.uint8), "label": -1}] * 3
+    images = Images("mine", "test", 3, (2, 2, 1), 256, 10, unlabelled)
+    with pytest.raises(ValueError, match=r"mine/test should hold labels in 0\.\.9; got -1\.\.-1"):
+        _ = images.labels
+
+
+def test_images_describe_themselves_for_a_record():
+    names = ("cat", "dog")
+    levels = np.zeros((3, 2, 4, 1), np.uint8)
+    images = Images.from_arrays(levels, np.array([0, 1, 1]), class_names=names)
+    assert images.num_classes == 2
+    record = images.description.to_record()
+    assert Description.from_record(record) == images.description
+    assert images.description.bin_width == 2 / 256
+    for name, value, said in (
+        ("shape", [8, 8], "`shape` must be"),
+        ("num_levels", 1, "levels"),
+        ("num_classes", 0, "`num_classes` must be at least 1"),
+        ("class_names", ["cat"], "`class_names` must be 2 names"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Description.from_record({**record, name: value})
+    with pytest.raises(ValueError, match="`shape` is missing"):
+        Description.from_record({})
+    with pytest.raises(ValueError, match="`class_names` must be as many as the 3 classes"):
+        Images.from_arrays(levels, np.array([0, 1, 2]), num_classes=3, class_names=names)
 
 
 def test_remote_directory_for_digits_is_refused():

@@ -17,12 +17,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import bench, command, digits, streaming
+from experiments import (
+    bench,
+    command,
+    digits,
+    digits_likelihood,
+    digits_report,
+    flows,
+    image_data,
+    streaming,
+)
 from experiments.fitting import build_optimizer, build_schedule
 from experiments.image_model import PRESETS, open_images
 from experiments.running import Running
-from jaxdiff import training
-from jaxdiff.data import batch_indices
+from jaxdiff import data, training
+from jaxdiff.data import NotPreparedError, batch_indices
 from jaxdiff.training import loop, signals
 from jaxdiff.training.export import import_params
 from jaxdiff.training.run import read_metrics
@@ -123,6 +132,17 @@ def test_a_run_in_two_parts_ends_with_the_bits_of_the_run_in_one(trained, tmp_pa
     assert_same_bits(fit(tmp_path, 20), digits.restore(trained)[1])
 
 
+@pytest.fixture
+def no_data(monkeypatch):
+    """Any attempt to open a data set fails."""
+
+    def gone(*args, **options):
+        raise AssertionError("a data set was opened")
+
+    monkeypatch.setattr("jaxdiff.data.load_images", gone)
+
+
+@pytest.mark.usefixtures("no_data")
 def test_sample_draws_the_asked_images(trained, capsys, tmp_path):
     out = tmp_path / "made" / "here.png"
     options = ("--run-dir", trained, "--num-steps", 4, "--seed", 3)
@@ -138,6 +158,122 @@ def test_sample_draws_the_asked_images(trained, capsys, tmp_path):
     run(capsys, "sample", *options, "--num", 8, "--sampler", "unipc_3", "--out", again)
     with Image.open(again) as image:
         assert np.asarray(image).shape == eight.shape
+
+
+def test_what_the_data_are_is_recorded_and_exported(trained, capsys, tmp_path):
+    out = tmp_path / "params.npz"
+    code, _, err = run(capsys, "export", "--run-dir", trained, "--out", out)
+    assert code == 0, err
+    names = [str(digit) for digit in range(10)]
+    known = {"shape": [8, 8, 1], "num_levels": 17, "num_classes": 10, "class_names": names}
+    recorded = json.loads((trained / "config.json").read_text())["data"]
+    assert known.items() <= recorded.items()
+    exported = import_params(out)[1]
+    assert known.items() <= exported.items()
+    assert exported["step"] == 20
+
+
+def test_a_report_says_what_it_is_of(trained):
+    results = json.loads((trained / "evaluation.json").read_text())
+    assert (results["step"], results["average"], results["eval_split"]) == (20, "main", "test")
+    assert (
+        "step 20, average `main` (decay 0.99), by digits/test"
+        in (trained / "report.md").read_text()
+    )
+
+
+def test_a_run_is_judged_by_what_is_asked_and_the_last_step_has_the_last_word(
+    trained, capsys, tmp_path, monkeypatch
+):
+    """Those that `evaluate` is told, of whatever step there is; what fails is said."""
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", trained, folder], check=True)
+    subprocess.run(["rm", "-r", folder / "checkpoints" / "20"], check=True)
+
+    def unsolved(*args, **options):
+        raise flows.Unsolved("the solver stopped")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(digits_likelihood.likelihood, "log_prob", unsolved)
+        options = ("--eval-examples", 4, "--mixture-components", 1, 3, "--sample-steps", 2)
+        code, out, err = run(capsys, "evaluate", "--run-dir", folder, *options)
+    assert code == 0, err
+    assert "step 10 of 20" in out
+    assert "The likelihood of the held-out images is not known: the solver stopped." in out
+    results = json.loads((folder / "evaluation.json").read_text())
+    assert (results["step"], results["eval_examples"], results["sample_steps"]) == (10, 4, 2)
+    assert results["mixture_components"] in (1, 3)
+    assert "held_out_bits_per_dim" not in results
+    assert "4 held-out images" in err  # progress
+    config = dataclasses.replace(PRESETS["smoke"], num_steps=20)
+    assert not digits.is_judged(config, folder, "test")
+    assert digits.is_judged(config, trained, "test")
+    other = dataclasses.replace(config, sample_steps=9)
+    assert digits.is_judged(other, trained, "test")
+    assert "sample_steps 8 (asked 9); `evaluate` makes another" in capsys.readouterr().err
+
+
+def test_a_run_whose_data_moved_is_judged_where_they_are(trained, capsys, tmp_path, monkeypatch):
+    config = dataclasses.replace(PRESETS["smoke"], data="mnist", data_dir=str(tmp_path / "gone"))
+    seen = []
+
+    def load(name, split, *, data_dir):
+        seen.append(data_dir)
+        raise NotPreparedError(f"{name} is not prepared in {data_dir}: say by `data_dir`")
+
+    monkeypatch.setattr("jaxdiff.data.load_images", load)
+    monkeypatch.delenv("JAXDIFF_DATA_DIR", raising=False)
+    with pytest.raises(command.Refusal, match="--data-dir: mnist is not prepared"):
+        open_images(config, "train", recorded=True)
+    monkeypatch.setenv("JAXDIFF_DATA_DIR", str(tmp_path))
+    with pytest.raises(command.Refusal):
+        open_images(config, "train", recorded=True)
+    (tmp_path / "gone").mkdir()  # it is there after all
+    with pytest.raises(command.Refusal):
+        open_images(config, "train", recorded=True)
+    code, _, err = run(capsys, "evaluate", "--run-dir", trained, "--data-dir", tmp_path / "here")
+    assert code == 1
+    assert "--data-dir" in err
+    gone = str(tmp_path / "gone")
+    assert seen == [gone, None, gone, str(tmp_path / "here")]
+    assert image_data.absolute("data") == str(pathlib.Path("data").absolute())
+    assert image_data.absolute("gs://bucket/data") == "gs://bucket/data"
+
+
+def arrays(split, labels, shape=(8, 8, 1)):
+    levels = np.zeros((len(labels), *shape), np.uint8)
+    return data.Images.from_arrays(
+        levels, np.array(labels), num_levels=17, num_classes=10, name="mine", split=split
+    )
+
+
+def test_data_that_cannot_be_trained_on_or_judged_by_are_refused_at_once(capsys):
+    config = dataclasses.replace(PRESETS["smoke"], batch_size=4)
+    train = arrays("train", [0, 1, 2, 3])
+    image_data.check(config, train, arrays("validation", [0, 1]))
+    assert "mine/train has no image of label 4, 5, 6, 7, 8, 9" in capsys.readouterr().err
+    image_data.check(config, train, None)
+    for changes, held_out, said in (
+        ({"batch_size": 5}, arrays("test", [0, 1]), "--batch-size"),
+        ({}, arrays("test", [0]), "--eval-split: mine/test must hold 2 images"),
+        ({}, arrays("test", [0, 1], (4, 4, 1)), "--eval-split test must hold such images"),
+        ({"mixture_components": (5, 9)}, arrays("test", [0, 1]), "--mixture-components must"),
+    ):
+        with pytest.raises(command.Refusal, match=said):
+            image_data.check(dataclasses.replace(config, **changes), train, held_out)
+    image_data.check(dataclasses.replace(config, mixture_components=()), train, train)
+    np.testing.assert_array_equal(digits_report.shown_classes(arrays("test", [7, 2, 2])), [2, 7])
+
+
+def test_a_loss_on_the_prediction_itself_is_recorded_as_such(trained, capsys, tmp_path):
+    asked = dataclasses.replace(PRESETS["smoke"], loss_on=None, prediction="x0")
+    assert digits.resolved(asked, None).loss_on == "x0"
+    assert digits.resolved(asked, {"config": {"loss_on": None}}).loss_on is None  # of before
+    code, _, err = run(
+        capsys, "train", "--preset", "smoke", "--run-dir", trained, "--loss-on", "None"
+    )
+    assert code == 1
+    assert "--loss-on: there eps, asked v" in err
 
 
 def test_images_by_the_thousand_go_on_where_they_stopped(trained, capsys, tmp_path, monkeypatch):
@@ -405,8 +541,19 @@ def test_another_config_is_refused_by_the_names_of_its_fields(trained, capsys):
         (("train", "--run-dir", "{tmp}", "--learning-rate", "nan"), "--learning-rate must be"),
         (("train", "--run-dir", "{tmp}", "--num-steps", "0"), "--num-steps must be at least 1"),
         (("train", "--run-dir", "{tmp}", "--ema-decay", "1.5"), "--ema-decay must be in"),
-        (("train", "--run-dir", "{tmp}", "--batch-size", "2000"), "`batch_size`"),
-        (("train", "--run-dir", "{tmp}", "--patch-size", "3"), "`patch_size`"),
+        (("train", "--run-dir", "{tmp}", "--batch-size", "2000"), "--batch-size: `batch_size`"),
+        (("train", "--run-dir", "{tmp}", "--patch-size", "3"), "--patch-size: `patch_size`"),
+        (("train", "--run-dir", "{tmp}", "--width", "10"), "--width: `width`"),
+        (("train", "--run-dir", "{tmp}", "--network", "unet", "--width", "3"), "--width: `num_h"),
+        (("train", "--run-dir", "{tmp}", "--seed", "4294967296"), "--seed must be in [0, 4294967"),
+        (("train", "--run-dir", "{tmp}", "--log-snr-high", "200"), "--log-snr-high must be in"),
+        (("train", "--run-dir", "{tmp}", "--mixture-components", "9999"), "--mixture-components"),
+        (("train", "--run-dir", "{tmp}", "--eval-examples", "1"), "--eval-examples must be at l"),
+        (("train", "--run-dir", "{tmp}", "--eval-split", "valid"), "--eval-split: `split` must"),
+        (("train", "--run-dir", "{tmp}", "--data", "/a/folder"), "--data: `name` must be the na"),
+        (("evaluate", "--run-dir", "{run}", "--eval-tolerance", "0"), "--eval-tolerance must be"),
+        (("evaluate", "--run-dir", "{run}", "--mixture-components", "0"), "--mixture-components"),
+        (("sample", "--run-dir", "{run}", "--out", "a.png", "--seed", "-1"), "--seed must lie in"),
         (("train", "--run-dir", "{tmp}/file/x"), "file"),
         (("train", "--run-dir", "{tmp}", "--fsdp", "2"), "--fsdp 2 needs --parallel mesh"),
         (
@@ -434,7 +581,7 @@ def test_another_config_is_refused_by_the_names_of_its_fields(trained, capsys):
             ("train", "--run-dir", "{tmp}", "--data", "mnist", "--data-dir", "{tmp}/none"),
             "{tmp}/none",
         ),
-        (("train", "--run-dir", "{tmp}", "--data", "fashion_mnis"), "fashion_mnist"),
+        (("train", "--run-dir", "{tmp}", "--data", "fashion_mnis"), "--data: `name` must be know"),
         (("sample", "--run-dir", "{run}", "--out", "{tmp}/a.txt"), "--out must end in .png"),
         (("sample", "--run-dir", "{run}", "--out", "{tmp}/file/a.png"), "--out"),
         (("sample", "--run-dir", "{run}", "--out", "{tmp}/a.png", "--label", "10"), "--label"),

@@ -97,6 +97,8 @@ def test_a_smoke_run_ends_with_everything_measured(tmp_path, capsys):
     gap = results["nll"] - results["entropy"]
     assert results["nll_gap"] == pytest.approx(gap, abs=1e-5)
     assert 0.0 <= results["c2st"] <= 1.0
+    assert (results["step"], results["average"]) == (20, "main")
+    assert "step 20, average `main`" in (tmp_path / "report.md").read_text()
     for name in ("density.png", "field.png", "loss.png"):
         assert (tmp_path / name).stat().st_size > 10_000
     before = (tmp_path / "evaluation.json").stat().st_mtime_ns
@@ -130,6 +132,10 @@ def test_what_cannot_be_meant_is_refused(tmp_path, capsys):
     assert "--num-steps must be at least 1" in capsys.readouterr().err
     assert toy2d.main([*folder, "--log-snr-low", "20"]) == 1
     assert "--log-snr-low must be below" in capsys.readouterr().err
+    assert toy2d.main([*folder, "--eval-points", "10"]) == 1
+    assert "--eval-points must be at least 20" in capsys.readouterr().err
+    assert theory.main([*folder, "--seed", "-1"]) == 1
+    assert "--seed must lie in 0..4294967295" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 

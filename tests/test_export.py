@@ -38,6 +38,42 @@ def test_other_files_are_refused(tmp_path):
             import_params(tmp_path / name)
 
 
+def test_dtypes_that_numpy_lacks_come_back(tmp_path):
+    params = {"w": jnp.ones((2, 3), jnp.bfloat16), "file": {"s": jnp.float32(2.0)}}
+    params["scale"] = jnp.asarray(1.5, jnp.float8_e4m3fn)
+    export_params(tmp_path / "p.npz", params)
+    found, config = import_params(tmp_path / "p.npz")
+    assert config == {}
+    same = jax.tree.map(lambda a, b: a.dtype == b.dtype and (a == b).all(), found, params)
+    assert jax.tree.all(same)
+    np.savez(tmp_path / "old.npz", __config__="{}", w=np.asarray(params["w"]))  # as it was written
+    assert import_params(tmp_path / "old.npz")[0]["w"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name", ["__config__", "__dtypes__"])
+def test_names_that_the_file_needs_and_keys_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"`params` must not have a leaf of the name {name}"):
+        export_params(tmp_path / "p.npz", {name: jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"`params` must hold numbers; a\.key is a random key"):
+        export_params(tmp_path / "p.npz", {"a": {"key": jax.random.key(0)}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flipped_bit_is_one_error_or_changes_nothing(tmp_path):
+    params = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(2, jnp.bfloat16)}
+    export_params(tmp_path / "p.npz", params, {"width": 3})
+    whole, wanted = (tmp_path / "p.npz").read_bytes(), import_params(tmp_path / "p.npz")
+    for position in range(0, len(whole), 3):
+        data = bytearray(whole)
+        data[position] ^= 1 << position % 8
+        (tmp_path / "q.npz").write_bytes(data)
+        try:
+            found = import_params(tmp_path / "q.npz")
+        except CheckpointError:
+            continue
+        assert repr(found) == repr(wanted), position
+
+
 def test_rows_are_mapped_as_they_are():
     mapped = parallel.map_rows(lambda shared, x, y: {"sum": shared * x + y})
     x, y = np.arange(10.0).reshape(5, 2), np.ones((5, 2))

@@ -11,6 +11,7 @@ import jaxdiff
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYER = {
+    "extras": 0.0,
     "files": 0.0,
     "typing": 0.0,
     "rows": 0.1,
@@ -51,13 +52,44 @@ def test_networks_import_the_bottom_layer_only():
     for path in (ROOT / "jaxdiff" / "nn").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxdiff."):
-                assert node.module.split(".")[1] in ("nn", "typing", "rows", "numerics", "checks")
+                assert node.module.split(".")[1] in (
+                    ("nn", "typing", "rows", "numerics", "checks", "extras")
+                )
 
 
 def test_the_core_imports_nothing_heavy():
     code = f"import sys, jaxdiff; print([m for m in {HEAVY + ('diffrax',)} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_what_is_not_installed_is_said_with_its_extra():
+    code = """if True:
+        import sys
+        sys.modules |= dict.fromkeys(("flax", "optax", "matplotlib", "PIL", "grain"))
+        from jaxdiff import data, plotting
+        calls = {
+            "nn": lambda: __import__("jaxdiff.nn"),
+            "training": lambda: __import__("jaxdiff.training"),
+            "figure": lambda: plotting.new_figure(1, 1),
+            "sheet": lambda: plotting.save_sheet("x.png", __import__("numpy").zeros((1, 8, 8, 1))),
+        }
+        for name, call in calls.items():
+            try:
+                call()
+            except ImportError as error:
+                print(error)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    lines = run.stdout.splitlines()
+    assert len(lines) == 4, lines
+    for line, name in zip(
+        lines, ("nn needs flax", "training needs", "plotting", "plotting"), strict=True
+    ):
+        assert f"jaxdiff.{name}" in line
+        assert "pip install 'jaxdiff[train]'" in line
 
 
 def public_functions(path):

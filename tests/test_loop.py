@@ -25,19 +25,20 @@ def loss_fn(params, key, batch):
 UPDATE = jax.jit(training.make_update(loss_fn, OPTIMIZER, ema_decay=0.9))
 
 
-def train(folder, num_steps, step_fn=UPDATE, checkpoint_every=4, **options):
+def train(folder, num_steps, step_fn=UPDATE, checkpoint_every=4, until=None, **options):
     state = training.init({"w": jnp.ones(())}, OPTIMIZER, ema_decay=0.9)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         restored = checkpoints.restore(target=state)
         state = state if restored is None else jax.tree.map(jnp.asarray, restored.state)
         start = int(state.step)
+        batches = ({"x0": jnp.full(4, float(step))} for step in itertools.count(start))
         log = run.MetricsLog(folder / run.METRICS, after=start)
         try:
             return loop.fit(
                 state,
                 step_fn,
                 jax.random.key(0),
-                ({"x0": jnp.full(4, float(step))} for step in itertools.count(start)),
+                itertools.islice(batches, None if until is None else until - start),
                 num_steps=num_steps,
                 checkpoints=checkpoints,
                 config={"name": "test"},
@@ -219,6 +220,20 @@ def test_the_best_checkpoint_stays(tmp_path):
         checkpoints.wait()
         assert checkpoints.steps() == [2, 4, 5]
         assert checkpoints.best("loss") == 2
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_where_the_data_end_what_was_trained_is_saved_and_said(tmp_path, steps_per_call):
+    (tmp_path / "ended").mkdir()
+    scan = jax.jit(scan_steps(training.make_update(loss_fn, OPTIMIZER, ema_decay=0.9)))
+    with pytest.raises(
+        loop.DataEnded, match=r"ended after step 6, which is saved\. Repeat the data"
+    ):
+        train(tmp_path / "ended", 13, until=6, scan_fn=scan, steps_per_call=steps_per_call)
+    assert Checkpoints(tmp_path / "ended" / "checkpoints").steps()[-1] == 6
+    assert run.read_metrics(tmp_path / "ended" / run.METRICS)[-1]["step"] == 6
+    (tmp_path / "whole").mkdir()
+    assert_same(train(tmp_path / "ended", 13), train(tmp_path / "whole", 13))
 
 
 def test_the_hash_counts_the_mathematics_only():

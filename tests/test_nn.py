@@ -424,6 +424,73 @@ def test_wrong_shapes_are_refused(name):
         check(name, x, jnp.float32(0.0), jnp.zeros(2, jnp.float32))
 
 
+@each_network
+def test_training_without_labels_is_refused_where_there_are_classes(name):
+    params, apply = nn.functional(outline(name)[0])
+    x = jnp.ones((2, *outline(name)[1]), jnp.float32)
+    with pytest.raises(ValueError, match=r"`cond` must hold labels.*\"cond\".*label 3 stands for"):
+        jax.eval_shape(lambda p: apply(p, x, jnp.float32(0.0), key=jax.random.key(0)), params)
+
+
+@each_network
+def test_what_is_no_array_is_refused_by_its_name(name):
+    x = jnp.ones((2, *outline(name)[1]), jnp.float32)
+    params, apply = nn.functional(outline(name)[0])
+    for cond in ({"label": jnp.zeros(2, int)}, "3", jnp.zeros(2, bool)):
+        with pytest.raises(TypeError, match="`cond` must hold integer labels"):
+            jax.eval_shape(lambda p, cond=cond: apply(p, x, jnp.float32(0.0), cond), params)
+    with pytest.raises(TypeError, match="`x` must hold real numbers"):
+        jax.eval_shape(lambda p: apply(p, {"image": x}, jnp.float32(0.0)), params)
+    with pytest.raises(TypeError, match="`t` must hold real numbers"):
+        jax.eval_shape(lambda p: apply(p, x, None), params)
+
+
+def test_a_network_says_what_its_time_is():
+    process = processes.vp()
+    _, apply = nn.functional(outline("mlp")[0])
+    assert apply.time == "log_snr"
+    assert nn.deferred(lambda: make("mlp")[0])[1].time == "log_snr"
+    timed = nn.on_log_snr(apply, process.log_snr)
+    assert timed.time == "t"
+    with pytest.raises(ValueError, match="`apply` takes times, not log-SNRs"):
+        nn.on_log_snr(timed, process.log_snr)
+    with pytest.raises(TypeError, match="`log_snr` must be a function of the time, such as"):
+        nn.on_log_snr(apply, process)
+    nn.on_log_snr(lambda params, x_t, t, cond=None, key=None: x_t, process.log_snr)
+
+
+@pytest.mark.parametrize(
+    ("module", "got"),
+    [(nn.MLP, "the class MLP"), (lambda x: x, "the function <lambda>"), ({}, "{} ")],
+)
+def test_what_is_no_module_is_not_taken_apart(module, got):
+    with pytest.raises(TypeError, match=f"`module` must be a flax.nnx.Module, made; got {got}"):
+        nn.functional(module)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"width": 16.0}, "width"),
+        ({"depth": True}, "depth"),
+        ({"dropout": "0.1"}, "dropout"),
+        ({"num_classes": 2.5}, "num_classes"),
+        ({"dtype": int}, "dtype"),
+        ({"dtype": "float"}, None),
+        ({"rngs": 0}, "rngs"),
+    ],
+)
+def test_options_of_another_kind_are_refused(options, name):
+    def build():
+        return nn.MLP(2, **{"width": 4, "depth": 1, "rngs": nnx.Rngs(0), **options})
+
+    if name is None:
+        nnx.eval_shape(build)
+    else:
+        with pytest.raises(TypeError, match=f"`{name}` must"):
+            build()
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import command
+from experiments import command, options
 from experiments.benches.timing import median_ratio, time_in_turn
 from experiments.methods import METHODS
 from jaxdiff import processes, sample, timesteps
@@ -30,9 +30,8 @@ def samplers(
         batch_size: Rows of 64 numbers.
         width: Of the two-layer network; 24576 take a few milliseconds a call on two cores.
     """
-    for option, value in (("--rounds", rounds), ("--num-steps", num_steps)):
-        if value < 1:
-            raise command.Refusal(f"{option} must be at least 1; got {value}.")
+    command.check_seed(seed)
+    options.check_counts(rounds=rounds, num_steps=num_steps, batch_size=batch_size, width=width)
     key_in, key_out, key_x = jax.random.split(jax.random.key(seed), 3)
     into = jax.random.normal(key_in, (64, width)) / 8.0
     out = jax.random.normal(key_out, (width, 64)) / width**0.5

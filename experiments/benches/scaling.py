@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import numpy as np
 
+from experiments import options
 from experiments.benches.timing import time_in_turn
 from experiments.benches.training import Preset, digits
 from experiments.command import Refusal
@@ -38,6 +39,7 @@ def scaling(
         mode: A mesh, or `jax.pmap`.
         fsdp: Split the state over all the devices of a mesh too.
     """
+    options.check_counts(rounds=rounds, steps=steps, force_devices=force_devices)
     if fsdp and mode != "mesh":
         raise Refusal(f"--fsdp needs --mode mesh; got {mode}.")
     if force_devices is not None:

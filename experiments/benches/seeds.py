@@ -8,9 +8,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from experiments import command, options
 from experiments.ablations import plane, results
 from experiments.ablations.definition import Ablation
-from experiments.command import Refusal
 
 PLANE = Ablation(
     question="What do seeds cost?",
@@ -35,9 +35,8 @@ def seeds(num: int = 8, seed: int = 0, rounds: int = 1) -> None:
         seed: The first of them.
         rounds: How many pairs are timed; the sides take turns.
     """
-    for option, value in (("--num", num), ("--rounds", rounds)):
-        if value < 1:
-            raise Refusal(f"{option} must be at least 1; got {value}.")
+    command.check_seed(seed)
+    options.check_counts(num=num, rounds=rounds)
     times: dict[str, list[tuple[float, float]]] = {"one command": [], "one a seed": []}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(rounds):

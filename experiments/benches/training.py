@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import options
 from experiments.benches.timing import compare, time_in_turn
 from experiments.fitting import build_optimizer
 from experiments.image_model import (
@@ -21,6 +22,7 @@ from experiments.image_model import (
     Model,
     build_loss,
     build_model,
+    check,
     open_images,
 )
 from jaxdiff import data, training
@@ -88,6 +90,7 @@ class Digits(NamedTuple):
 def digits(preset: Preset, seed: int, **changes: Any) -> Digits:
     """Make the digits model of a preset."""
     config = dataclasses.replace(PRESETS[preset], seed=seed, **changes)
+    check(config)
     config = dataclasses.replace(config, decay_steps=config.num_steps)
     images = open_images(config, "train")
     model, optimizer = build_model(config, images), build_optimizer(config)
@@ -104,6 +107,7 @@ def train_step(preset: Preset = "full", seed: int = 0, rounds: int = 15, steps: 
         rounds: How many pairs are timed.
         steps: How many updates one timing holds.
     """
+    options.check_counts(rounds=rounds, steps=steps)
     ours = digits(preset, seed)
     key, batches = jax.random.key(seed), ours.batches()
     step = parallel.jit(ours.update, donate=True)
@@ -140,6 +144,7 @@ def checkpoints(preset: Preset = "full", seed: int = 0, rounds: int = 5, steps: 
         rounds: How many pairs are timed.
         steps: Updates between checkpoints.
     """
+    options.check_counts(rounds=rounds, steps=steps)
     ours = digits(preset, seed)
     key, batches = jax.random.key(seed), ours.batches()
     step = parallel.jit(ours.update, donate=True)
@@ -182,6 +187,7 @@ def input_pipeline(
         data_set: As `--data` of the digits experiment.
         data_dir: Where it lies.
     """
+    options.check_counts(rounds=rounds, steps=steps)
     ours = digits(preset, seed, data=data_set, data_dir=data_dir)
     key, mode, batches = jax.random.key(seed), parallel.mode_of_one_device(), ours.batches()
     step = mode.compile(ours.update, donate=True)

@@ -8,12 +8,14 @@ Importing this package needs JAX and NumPy only; `load_images` imports tensorflo
 `batches` grain when called. TensorFlow is never imported.
 """
 
+from jaxdiff.data.description import Description
 from jaxdiff.data.images import Images
 from jaxdiff.data.pipeline import batch_indices, batches
 from jaxdiff.data.scaling import bin_width, centers, dequantize, to_levels
 from jaxdiff.data.source import NotPreparedError, default_data_dir, load_images
 
 __all__ = [
+    "Description",
     "Images",
     "NotPreparedError",
     "batch_indices",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.data.description import Description
 from jaxdiff.data.scaling import bin_width
 
 IN_MEMORY_BYTES = 2**30
@@ -29,6 +30,7 @@ class Images:
         num_classes: K, labels being 0..K-1; None where the examples have no labels.
         source: records by index, a mapping with "image" uint8 (H, W, C) and, with labels, "label".
         location: the folder that it is read from.
+        class_names: K names of the classes, where they are known.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Images:
     num_classes: int | None
     source: Sequence[Any] = dataclasses.field(repr=False)
     location: str = "memory"
+    class_names: tuple[str, ...] | None = None
 
     @classmethod
     def from_arrays(
@@ -48,6 +51,7 @@ class Images:
         *,
         num_levels: int = 256,
         num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
         name: str = "arrays",
         split: str = "all",
     ) -> "Images":
@@ -57,7 +61,8 @@ class Images:
             images: uint8 levels, shape (N, H, W, C).
             labels: integers in 0..K-1, shape (N,), or None.
             num_levels: L, 2..256.
-            num_classes: K; by default the largest label plus one.
+            num_classes: K; by default the largest label plus one, or as many as there are names.
+            class_names: K names of the classes, or None.
             name: shown in messages.
             split: shown in messages.
 
@@ -67,6 +72,8 @@ class Images:
         """
         bin_width(num_levels)
         images = np.asarray(images)
+        if num_classes is None and class_names is not None:
+            num_classes = len(class_names)
         if images.dtype != np.uint8:
             raise TypeError(f"`images` must be uint8 levels; got {images.dtype}.")
         if images.ndim != 4 or images.size == 0:
@@ -81,6 +88,11 @@ class Images:
                 raise ValueError(f"`num_classes` is {num_classes}, but there are no `labels`.")
         else:
             labels, num_classes = _checked_labels(labels, len(images), num_classes)
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(
+                f"`class_names` must be as many as the {num_classes} classes; "
+                f"got {len(class_names)}."
+            )
         opened = cls(
             name=name,
             split=split,
@@ -89,6 +101,7 @@ class Images:
             num_levels=num_levels,
             num_classes=num_classes,
             source=(),
+            class_names=None if class_names is None else tuple(class_names),
         )
         # What `arrays` would read from the source; a cached property keeps its value here.
         vars(opened)["arrays"] = _read_only(images, labels)
@@ -96,6 +109,11 @@ class Images:
 
     def __len__(self) -> int:
         return self.num_examples
+
+    @property
+    def description(self) -> Description:
+        """What the images are, for a record."""
+        return Description(self.shape, self.num_levels, self.num_classes, self.class_names)
 
     @property
     def bin_width(self) -> float:
@@ -160,7 +178,13 @@ class Images:
             )
         if self.num_classes is None:
             return levels, None
-        return levels, np.asarray([record["label"] for record in records], np.int32)
+        labels = np.asarray([record["label"] for record in records])
+        if labels.min() < 0 or labels.max() >= self.num_classes:
+            raise ValueError(
+                f"{self.name}/{self.split} should hold labels in 0..{self.num_classes - 1}; got "
+                f"{labels.min()}..{labels.max()}. Is it a split without labels? Take another."
+            )
+        return levels, labels.astype(np.int32)
 
 
 def _checked_labels(

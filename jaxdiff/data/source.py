@@ -43,15 +43,46 @@ def load_images(name: str, split: str, *, data_dir: str | os.PathLike[str] | Non
         ImportError: if tensorflow-datasets or array_record is not installed.
         NotPreparedError: a FileNotFoundError and ValueError, if the set is not there or not in a
             format that can be read, naming the directory and the command that prepares it.
+        TypeError: if the name is no text.
         ValueError: if the name or the split is unknown, or the records are not such images.
     """
+    _check_name(name)
     tfds = require("tensorflow_datasets")
     require("array_record")
     folder = os.path.expanduser(os.fspath(default_data_dir() if data_dir is None else data_dir))
     if "://" not in folder:  # gs:// and the like are left as they are
         folder = os.path.abspath(folder)
-    if name == DIGITS:
-        _prepare_digits(folder)
+    try:
+        if name == DIGITS:
+            _prepare_digits(folder)
+        return _open(tfds, name, split, folder)
+    except OSError as error:
+        if isinstance(error, NotPreparedError) or error.errno is None:
+            raise
+        raise NotPreparedError(
+            f"`data_dir` {folder} cannot be used: {error.strerror} ({error.filename}). Say by "
+            "`data_dir` or $JAXDIFF_DATA_DIR where data sets lie."
+        ) from error
+
+
+def _check_name(name: Any) -> None:
+    """Refuse what cannot be the name of a data set: another type, or a folder of images."""
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"`name` must be the name of a data set, such as {DIGITS}; got {name!r}.")
+    is_path = name.startswith(("/", "./", "../", "~", ".\\")) or (
+        os.sep in name and os.path.isdir(name)
+    )
+    if is_path or name.lower().replace("_", "") in ("imagefolder", "folder"):
+        raise ValueError(
+            f"`name` must be the name of a TFDS data set, such as {DIGITS} or mnist; got {name!r}. "
+            "A folder of images is not read as it is. Read it into a uint8 array (N, H, W, C) for "
+            "Images.from_arrays, or make a TFDS builder of it, prepared as array_record "
+            "(tensorflow.org/datasets/add_dataset), and give the folder that holds it as "
+            "`data_dir`."
+        )
+
+
+def _open(tfds: Any, name: str, split: str, folder: str) -> Images:
     builder = _builder(tfds, name, folder)
     place = str(builder.data_path)
     if not (builder.data_path / "dataset_info.json").exists():
@@ -69,7 +100,7 @@ def load_images(name: str, split: str, *, data_dir: str | os.PathLike[str] | Non
             f"{_command(builder, other)}\n"
             f"and give that directory as `data_dir` or $JAXDIFF_DATA_DIR."
         )
-    shape, num_classes = _features(tfds, name, builder.info.features)
+    shape, class_names = _features(tfds, name, builder.info.features)
     return Images(
         name=name,
         split=split,
@@ -77,8 +108,9 @@ def load_images(name: str, split: str, *, data_dir: str | os.PathLike[str] | Non
         num_examples=len(source),
         shape=shape,
         num_levels=int((builder.info.metadata or {}).get("num_levels", 256)),
-        num_classes=num_classes,
+        num_classes=None if class_names is None else len(class_names),
         location=place,
+        class_names=class_names,
     )
 
 
@@ -96,10 +128,10 @@ def _builder(tfds: Any, name: str, folder: str) -> Any:
     try:
         return tfds.builder(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError:
-        reason = f"There is no data set {name!r}, neither in {folder} nor in TFDS."
+        reason = f"`name` must be known: there is no data set {name!r} in {folder} or in TFDS."
     except (AssertionError, ImportError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
-        reason = f"TFDS cannot open {name!r}: {first.split(' Here are ')[0]}"
+        reason = f"`name` must be known: TFDS cannot open {name!r}: {first.split(' Here are ')[0]}"
     known = [DIGITS, *tfds.list_builders(with_community_datasets=False)]
     near = difflib.get_close_matches(name.replace("-", "_"), known, n=3)
     raise ValueError(reason + (f" Did you mean {' or '.join(near)}?" if near else ""))
@@ -120,8 +152,10 @@ def _command(builder: Any, folder: str) -> str:
     return f"    pip install tensorflow    # only to prepare it\n    python -c {quoted}"
 
 
-def _features(tfds: Any, name: str, features: Any) -> tuple[tuple[int, int, int], int | None]:
-    """Return the shape (H, W, C) and the number of classes, None without labels."""
+def _features(
+    tfds: Any, name: str, features: Any
+) -> tuple[tuple[int, int, int], tuple[str, ...] | None]:
+    """Return the shape (H, W, C) and the names of the classes, None without labels."""
     found = sorted(features) if hasattr(features, "keys") else [str(features)]
     if "image" not in found:
         raise ValueError(f'{name} has no feature "image"; it has {", ".join(found)}.')
@@ -133,7 +167,8 @@ def _features(tfds: Any, name: str, features: Any) -> tuple[tuple[int, int, int]
         )
     label: Any = features["label"] if "label" in found else None
     if isinstance(label, tfds.features.ClassLabel):
-        return (shape[0], shape[1], shape[2]), label.num_classes
+        names = label.names if len(label.names) == label.num_classes else range(label.num_classes)
+        return (shape[0], shape[1], shape[2]), tuple(map(str, names))
     return (shape[0], shape[1], shape[2]), None
 
 

@@ -8,9 +8,12 @@ The networks embed their time argument as a log-SNR. Any callable of the same si
 their place: a Linen ``apply``, an Equinox module or a plain function.
 """
 
-from jaxdiff.nn.dit import DiT
-from jaxdiff.nn.functional import deferred, functional, on_log_snr
-from jaxdiff.nn.mlp import MLP
-from jaxdiff.nn.unet import UNet
+from jaxdiff.extras import needed_by
+
+with needed_by("jaxdiff.nn"):
+    from jaxdiff.nn.dit import DiT
+    from jaxdiff.nn.functional import deferred, functional, on_log_snr
+    from jaxdiff.nn.mlp import MLP
+    from jaxdiff.nn.unet import UNet
 
 __all__ = ["MLP", "DiT", "UNet", "deferred", "functional", "on_log_snr"]

@@ -134,12 +134,16 @@ class DiT(nnx.Module):
         rngs: source of the initial parameters, which follow from its seed.
 
     Raises:
+        TypeError: if an option is of another kind.
         ValueError: if a size is below 1, does not divide as said above, or `dropout` lies
             outside [0, 1).
 
     Source: Peebles and Xie 2023 (arXiv:2212.09748), with log-SNR for the time step, and
     dropout, which they do not use.
     """
+
+    time = "log_snr"
+    """What `t` is; see :func:`jaxdiff.nn.on_log_snr`."""
 
     def __init__(
         self,
@@ -160,7 +164,8 @@ class DiT(nnx.Module):
     ) -> None:
         self.shape = check_image_shape(shape)
         sizes = {"patch_size": patch_size, "width": width, "depth": depth, "num_heads": num_heads}
-        check_options(mlp_ratio=mlp_ratio, dropout=dropout, num_classes=num_classes, **sizes)
+        sizes["mlp_ratio"] = mlp_ratio
+        check_options(dropout=dropout, num_classes=num_classes, dtype=dtype, rngs=rngs, **sizes)
         if self.shape[0] % patch_size or self.shape[1] % patch_size:
             raise ValueError(
                 f"`patch_size` must divide H and W; got {patch_size} for {self.shape[:2]}."
@@ -207,7 +212,7 @@ class DiT(nnx.Module):
         Args:
             x: images, shape (B, H, W, C).
             t: log-SNR, shape () or (B,); infinities are allowed.
-            cond: integer labels (B,), or None for the null label.
+            cond: integer labels (B,); in evaluation None stands for the null label.
             key: one key or (B,) row keys: training, with dropout; None: evaluation.
 
         Returns:
@@ -215,8 +220,9 @@ class DiT(nnx.Module):
             initialisation.
 
         Raises:
+            TypeError: if `x` is not one array of real numbers, or labels are no integers.
             ValueError: if a shape is wrong, a concrete label out of range, or `cond` given to
-                an unconditional network.
+                an unconditional network or missing in the training of another.
         """
         x = check_input(x, self.shape, self.dtype)
         num_rows = x.shape[0]
@@ -224,7 +230,8 @@ class DiT(nnx.Module):
         positions = self._fixed_positions() if self.positions is None else self.positions[...]
         h = self.input(patchify(x, self.patch_size))
         h = h + jnp.asarray(positions, self.dtype)[jnp.newaxis]
-        c = jax.nn.silu(self.conditioning(t, cond, num_rows))
+        c = self.conditioning(t, cond, num_rows, training=key is not None)
+        c = jax.nn.silu(c)
         for i in range(self.depth):
             h = checkpointed(getattr(self, f"block_{i:02d}"), self.remat)(h, c, rows)
         shift, scale = jnp.split(self.final_modulation(c)[:, jnp.newaxis], 2, axis=-1)

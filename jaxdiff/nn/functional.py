@@ -11,6 +11,7 @@ from typing import Any
 
 from flax import nnx
 
+from jaxdiff import checks
 from jaxdiff.typing import Apply, Array, Key, PyTree
 
 
@@ -24,13 +25,21 @@ def functional(module: nnx.Module) -> tuple[dict[str, Any], Apply]:
     Returns:
         (params, apply). `params` is a nest of plain dicts with string keys, whose leaves are
         the `nnx.Param` arrays. ``apply(params, x_t, t, cond=None, *, key=None)`` is pure; a
-        key turns training behaviour (dropout) on.
+        key turns training behaviour (dropout) on. Where the module's class says by an attribute
+        `time` what its time argument is, ``apply.time`` says it too: "log_snr" for the networks
+        of this package, so that whoever would hand it a time can tell.
 
     Raises:
+        TypeError: if `module` is no nnx.Module.
         ValueError: if the module holds state other than `nnx.Param` (batch-norm statistics,
             the counters of `nnx.Dropout`), which a pure function could not update, or a list
             of sub-modules, whose integer keys do not survive a checkpoint.
     """
+    if not isinstance(module, nnx.Module):
+        raise TypeError(
+            f"`module` must be a flax.nnx.Module, made; got {checks.shown(module)}. A function "
+            "(params, x_t, t, cond, key=None) needs no taking apart: it serves as it is."
+        )
     graph, state, *others = nnx.split(module, nnx.Param, ...)
     kept = [
         f"{_name(path)} ({type(leaf).__name__})"
@@ -57,7 +66,8 @@ def functional(module: nnx.Module) -> tuple[dict[str, Any], Apply]:
     ) -> Array:
         return nnx.merge(graph, params)(x_t, t, cond, key=key)
 
-    return params, apply
+    time = getattr(type(module), "time", None)
+    return params, apply if time is None else _taking(time, apply)
 
 
 def deferred(make: Callable[[], nnx.Module]) -> tuple[Callable[[], dict[str, Any]], Apply]:
@@ -72,8 +82,10 @@ def deferred(make: Callable[[], nnx.Module]) -> tuple[Callable[[], dict[str, Any
         :func:`functional`.
 
     Raises:
+        TypeError: as :func:`functional`, or if `make` is no function.
         ValueError: as :func:`functional`.
     """
+    checks.function("make", make, "() that makes the module")
     _, apply = functional(nnx.eval_shape(make))
 
     def init() -> dict[str, Any]:
@@ -90,17 +102,31 @@ def on_log_snr(apply: Apply, log_snr: Callable[[Array], Array]) -> Apply:
         log_snr: that of the process, ``process.log_snr``; it may be infinite at the ends.
 
     Returns:
-        A network of (x_t, t), with t of shape () or (B,).
+        A network of (x_t, t), with t of shape () or (B,); its `time` is "t".
+
+    Raises:
+        TypeError: if `log_snr` is no function.
+        ValueError: if the network takes times already.
 
     Source: Ho and Salimans 2022 (arXiv:2207.12598), section 2, where log-SNR stands for time.
     """
+    checks.function("apply", apply, "(params, x_t, log_snr, cond, key=None) -> output")
+    checks.function("log_snr", log_snr, "of the time, such as process.log_snr")
+    if getattr(apply, "time", "log_snr") != "log_snr":
+        raise ValueError("`apply` takes times, not log-SNRs: it went through on_log_snr already.")
 
     def apply_at_time(
         params: PyTree, x_t: Array, t: Array, cond: PyTree = None, *, key: Key | None = None
     ) -> Array:
         return apply(params, x_t, log_snr(t), cond, key=key)
 
-    return apply_at_time
+    return _taking("t", apply_at_time)
+
+
+def _taking(time: str, apply: Apply) -> Apply:
+    """Say on a function what its time argument is."""
+    apply.time = time  # type: ignore[attr-defined]
+    return apply
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxdiff import numerics
+from jaxdiff import checks, numerics
 from jaxdiff.typing import Array, Key
 
 MAX_LOG_SNR = 20.0
@@ -40,8 +40,9 @@ class Conditioning(nnx.Module):
     """Embeds log-SNR and label as one vector per example.
 
     Labels are integers in 0..num_classes, the last being the null label of classifier-free
-    guidance (Ho and Salimans 2022, arXiv:2207.12598); ``cond=None`` means the null label. A
-    label that is out of range where it cannot be seen (under jit) gives NaN.
+    guidance (Ho and Salimans 2022, arXiv:2207.12598). In evaluation ``cond=None`` means the null
+    label; in training it is refused, since there it would be labels that got lost. A label that is
+    out of range where it cannot be seen (under jit) gives NaN.
 
     Args:
         width: size of the vector.
@@ -77,22 +78,26 @@ class Conditioning(nnx.Module):
             initial = nnx.initializers.normal(0.02)(rngs.params(), shape, param_dtype)
             self.labels = nnx.Param(initial)
 
-    def __call__(self, t: Array, cond: Array | None, num_rows: int) -> Array:
+    def __call__(
+        self, t: Array, cond: Array | None, num_rows: int, *, training: bool = False
+    ) -> Array:
         """Return the conditioning vectors.
 
         Args:
             t: log-SNR, shape () or (B,).
             cond: labels (B,), or None.
             num_rows: B.
+            training: whether labels must be given where there are classes.
 
         Returns:
             Shape (B, width).
 
         Raises:
             ValueError: if `t` or `cond` has another shape, a concrete label is out of range,
-                or labels are given to an unconditional network.
-            TypeError: if labels are not integers.
+                labels are given to an unconditional network, or are missing in training.
+            TypeError: if labels are not integers, or times no real numbers.
         """
+        checks.real("t", t)
         t = jnp.asarray(t)
         if t.shape not in ((), (num_rows,)):
             raise ValueError(f"`t` must have shape () or ({num_rows},); got {t.shape}.")
@@ -102,6 +107,12 @@ class Conditioning(nnx.Module):
             if cond is not None:
                 raise ValueError("`cond` must be None: the network was built without num_classes.")
             return embedding
+        if cond is None and training:
+            raise ValueError(
+                "`cond` must hold labels: the network was built with num_classes="
+                f"{self.num_classes}, and the batch has none. Put them into the batch as "
+                f'"cond", or train without classes. The label {self.num_classes} stands for none.'
+            )
         labels = _check_labels(cond, self.num_classes, num_rows)
         # A negative index would count from the end, so send it out of range on the other side.
         labels = jnp.where(labels < 0, self.num_classes + 1, labels)
@@ -113,9 +124,13 @@ def _check_labels(cond: Any, num_classes: int, num_rows: int) -> Array:
     """Return labels (B,), the null label where there are none."""
     if cond is None:
         return jnp.full((num_rows,), num_classes, jnp.int32)
+    dtype = getattr(cond, "dtype", None)
+    if dtype is None:
+        dtype = np.asarray(cond).dtype if isinstance(cond, list | tuple | int) else None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        got = checks.shown(cond) if dtype is None else dtype
+        raise TypeError(f"`cond` must hold integer labels; got {got}.")
     labels = jnp.asarray(cond)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"`cond` must hold integer labels; got {labels.dtype}.")
     if labels.shape != (num_rows,):
         raise ValueError(f"`cond` must have shape ({num_rows},); got {labels.shape}.")
     known = numerics.concrete(cond)
@@ -209,38 +224,52 @@ def check_input(x: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """Return the input in the dtype of the computation.
 
     Raises:
+        TypeError: if `x` is not one array of real numbers.
         ValueError: if `x` does not have shape (B, *shape).
     """
+    checks.real("x", x)
     x = jnp.asarray(x)
     if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
         raise ValueError(f"`x` must have shape (B, {', '.join(map(str, shape))}); got {x.shape}.")
     return x.astype(dtype)
 
 
-def check_options(*, dropout: float, num_classes: int | None, **sizes: int) -> None:
+def check_options(
+    *, dropout: float, num_classes: int | None, dtype: Any, rngs: Any, **sizes: int
+) -> None:
     """Check the options that the networks share.
 
     Raises:
+        TypeError: naming the first option of another kind than it must be.
         ValueError: naming the first option out of its range.
     """
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"`{name}` must be at least 1; got {size}.")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"`dropout` must lie in [0, 1); got {dropout}.")
-    if num_classes is not None and num_classes < 0:
-        raise ValueError(f"`num_classes` must be None or at least 0; got {num_classes}.")
+        checks.count(name, size)
+    checks.number("dropout", dropout, 0.0, 1.0, below=True)
+    if num_classes is not None:
+        checks.count("num_classes", num_classes, 0)
+    try:
+        known = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise TypeError(f"`dtype` must be a floating-point one; got {checks.shown(dtype)}.")
+    if not callable(getattr(rngs, "params", None)):
+        raise TypeError(
+            f"`rngs` must be a flax.nnx.Rngs, such as nnx.Rngs(0); got {checks.shown(rngs)}."
+        )
 
 
 def check_image_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return (H, W, C) as a tuple of ints.
 
     Raises:
+        TypeError: if a size is no whole number.
         ValueError: if there are not three positive sizes.
     """
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"`shape` must be (H, W, C), each at least 1; got {tuple(shape)}.")
-    height, width, channels = map(int, shape)
+    if np.ndim(shape) != 1 or len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"`shape` must be (H, W, C), each at least 1; got {shape}.")
+    height, width, channels = (checks.count("shape", size) for size in shape)
     return height, width, channels
 
 

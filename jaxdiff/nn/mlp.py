@@ -58,8 +58,12 @@ class MLP(nnx.Module):
         rngs: source of the initial parameters, which follow from its seed.
 
     Raises:
+        TypeError: if an option is of another kind.
         ValueError: if a size is below 1 or `dropout` outside [0, 1).
     """
+
+    time = "log_snr"
+    """What `t` is; see :func:`jaxdiff.nn.on_log_snr`."""
 
     def __init__(
         self,
@@ -74,9 +78,8 @@ class MLP(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        check_options(
-            num_dims=num_dims, width=width, depth=depth, dropout=dropout, num_classes=num_classes
-        )
+        sizes = {"num_dims": num_dims, "width": width, "depth": depth}
+        check_options(dropout=dropout, num_classes=num_classes, dtype=dtype, rngs=rngs, **sizes)
         self.num_dims = num_dims
         self.depth = depth
         self.remat = remat
@@ -97,7 +100,7 @@ class MLP(nnx.Module):
         Args:
             x: shape (B, D).
             t: log-SNR, shape () or (B,); infinities are allowed.
-            cond: integer labels (B,), or None for the null label.
+            cond: integer labels (B,); in evaluation None stands for the null label.
             key: one key or (B,) row keys: training, with dropout; None: evaluation.
 
         Returns:
@@ -105,12 +108,14 @@ class MLP(nnx.Module):
             initialisation.
 
         Raises:
+            TypeError: if `x` is not one array of real numbers, or labels are no integers.
             ValueError: if a shape is wrong, a concrete label out of range, or `cond` given to
-                an unconditional network.
+                an unconditional network or missing in the training of another.
         """
         h = self.input(check_input(x, (self.num_dims,), self.dtype))
         rows = None if key is None else numerics.row_keys(key, h.shape[0])
-        c = jax.nn.silu(self.conditioning(t, cond, h.shape[0]))
+        c = self.conditioning(t, cond, h.shape[0], training=key is not None)
+        c = jax.nn.silu(c)
         for i in range(self.depth):
             h = checkpointed(getattr(self, f"block_{i:02d}"), self.remat)(h, c, rows)
         return self.output(jax.nn.silu(h)).astype(output_dtype(self.dtype))

@@ -151,9 +151,13 @@ class UNet(nnx.Module):
         rngs: source of the initial parameters, which follow from its seed.
 
     Raises:
+        TypeError: if an option is of another kind.
         ValueError: if a size is below 1, does not divide as said above, or `dropout` lies
             outside [0, 1).
     """
+
+    time = "log_snr"
+    """What `t` is; see :func:`jaxdiff.nn.on_log_snr`."""
 
     def __init__(
         self,
@@ -173,7 +177,7 @@ class UNet(nnx.Module):
         self.shape = check_image_shape(shape)
         sizes = {"channels": channels, "num_blocks": num_blocks, "num_heads": num_heads}
         sizes["multipliers"] = min(multipliers, default=0)
-        check_options(dropout=dropout, num_classes=num_classes, **sizes)
+        check_options(dropout=dropout, num_classes=num_classes, dtype=dtype, rngs=rngs, **sizes)
         self.num_levels = len(multipliers)
         factor = 2 ** (self.num_levels - 1)
         if self.shape[0] % factor or self.shape[1] % factor:
@@ -226,7 +230,7 @@ class UNet(nnx.Module):
         Args:
             x: images, shape (B, H, W, C).
             t: log-SNR, shape () or (B,); infinities are allowed.
-            cond: integer labels (B,), or None for the null label.
+            cond: integer labels (B,); in evaluation None stands for the null label.
             key: one key or (B,) row keys: training, with dropout; None: evaluation.
 
         Returns:
@@ -234,12 +238,14 @@ class UNet(nnx.Module):
             initialisation.
 
         Raises:
+            TypeError: if `x` is not one array of real numbers, or labels are no integers.
             ValueError: if a shape is wrong, a concrete label out of range, or `cond` given to
-                an unconditional network.
+                an unconditional network or missing in the training of another.
         """
         h = self.conv_in(check_input(x, self.shape, self.dtype))
         rows = None if key is None else numerics.row_keys(key, h.shape[0])
-        c = jax.nn.silu(self.conditioning(t, cond, h.shape[0]))
+        c = self.conditioning(t, cond, h.shape[0], training=key is not None)
+        c = jax.nn.silu(c)
 
         def block(name: str, h: Array) -> Array:
             return checkpointed(getattr(self, name), self.remat)(h, c, rows)

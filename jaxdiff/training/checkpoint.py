@@ -106,7 +106,7 @@ class Checkpoints:
         self._keep_last = keep_last
         self._keep_every = keep_every
         self._keep_best = keep_best
-        self._config, self._free, self._report = config, free, report
+        self._report = report
         self._stored = SoundSteps(self.directory, config, free, report)
         self._writer = TreeWriter()
         self._end_saving: Callable[[], object] = lambda: None
@@ -275,10 +275,10 @@ class Checkpoints:
             self._writer.wait()
             if jax.process_index() != 0:
                 return
-            message = step_folders.commit(self.directory, step, self._config, self._free, keys)
+            message = step_folders.commit(self.directory, step, keys, self._stored.find_damage)
             if message is not None:
                 self._report(message)
-            self._stored.damaged.discard(step)
+            self._stored.replaced(step)
             best = None if self._keep_best is None else self.best(self._keep_best)
             step_folders.prune(
                 self.directory,

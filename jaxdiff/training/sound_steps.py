@@ -98,7 +98,7 @@ class SoundSteps:
 
     def is_sound(self, step: int) -> bool:
         """Tell whether a step may be believed, reporting one that may not."""
-        damage = self._find_damage(step)
+        damage = self.find_damage(step)
         if damage is not None and (self.directory / str(step)).is_dir():  # else it was pruned
             self.damaged.add(step)
             self._report_once(f"{self.directory / str(step)} is {damage}; it is not used.")
@@ -111,7 +111,7 @@ class SoundSteps:
             CheckpointError: saying which it is.
         """
         steps = self.steps()
-        damage = self._find_damage(step) if step in steps else None
+        damage = self.find_damage(step) if step in steps else None
         folder = self.directory / str(step)
         if step not in steps or not folder.is_dir():
             raise CheckpointError(
@@ -146,7 +146,13 @@ class SoundSteps:
                 raise UnusableError(f"{folder} is {self._copies[step]}.")
         return restored
 
-    def _find_damage(self, step: int) -> str | None:
+    def replaced(self, step: int) -> None:
+        """Forget what was found wrong with a step that is there anew."""
+        self.damaged.discard(step)
+        self._copies.pop(step, None)
+
+    def find_damage(self, step: int) -> str | None:
+        """Tell what is wrong with a step, None where it is sound."""
         if step in self._copies:
             return self._copies[step]
         return step_folders.find_damage(self.directory, step, self._config, self._free)

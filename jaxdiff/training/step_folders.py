@@ -15,7 +15,7 @@ renamed first, then emptied. So a folder with a plain number is whole whenever t
 import json
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,8 @@ def find_damage(
 def commit(
     directory: Path,
     step: int,
-    config: Mapping[str, Any] | None = None,
-    free: Collection[str] = (),
-    keys: Mapping[str, str] | None = None,
+    keys: Mapping[str, str],
+    damage_of: Callable[[int], str | None],
 ) -> str | None:
     """Seal a staged folder and give it its plain name.
 
@@ -108,20 +107,19 @@ def commit(
     Args:
         directory: holds one folder a step.
         step: the one that was staged.
-        config: as in :func:`find_damage`.
-        free: as in :func:`find_damage`.
         keys: the leaves that are random keys, and of which kind.
+        damage_of: step -> what is wrong with a folder of that step, None where it is sound.
 
     Returns:
         What was found in the place, for the user; None if it was free.
     """
     folder, message = directory / str(step), None
     made = staged(directory, step)
-    about = {"step": step, "files": checksums.names(made), "keys": dict(keys or {})}
+    about = {"step": step, "files": checksums.names(made), "keys": dict(keys)}
     (made / CONTENTS).write_text(json.dumps(about, indent=1) + "\n")
     seal(made)
     if folder.exists():
-        damage = find_damage(directory, step, config, free)
+        damage = damage_of(step)
         if damage is None:
             return f"{folder} already holds a sound checkpoint; it is kept."
         aside, count = directory / f"{step}.corrupt", 1

@@ -1,0 +1,118 @@
+"""Every choice of every option, through training and evaluation: none dies on the way."""
+
+import dataclasses
+import json
+import math
+import typing
+
+import jax
+import pytest
+
+from experiments import digits, image_model, toy2d
+from experiments.command import REPORT
+from experiments.fitting import EVALUATION
+
+SMALL = {
+    digits: ("--num-steps", "2", "--width", "8", "--batch-size", "8", "--sample-steps", "2"),
+    toy2d: ("--num-steps", "2", "--width", "8", "--eval-points", "40", "--sample-steps", "3"),
+}
+
+
+def choices(config_type):
+    """Return the words that set each field with few values to each of them, by option."""
+    found = {}
+    for name, hint in typing.get_type_hints(config_type).items():
+        option = f"--{name.replace('_', '-')}"
+        kinds = [hint, *typing.get_args(hint)]
+        literals = [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]
+        if literals:
+            words = [(option, value) for value in typing.get_args(literals[0])]
+            found[option] = words + [(option, "None")] * (type(None) in kinds)
+        elif hint is bool:
+            found[option] = [(option,), (f"--no-{name.replace('_', '-')}",)]
+    return found
+
+
+def each_once(config_type):
+    """Return as many commands as the option with most choices has; each sets every option."""
+    found = choices(config_type)
+    most = max(map(len, found.values()))
+    return [
+        [word for words in found.values() for word in words[i % len(words)]] for i in range(most)
+    ]
+
+
+def commands(experiment, config_type, more):
+    words = [*each_once(config_type), *(line.split() for line in more)]
+    return [pytest.param(experiment, each, id="_".join(each).replace("--", "")) for each in words]
+
+
+RUNS = [
+    *commands(
+        digits,
+        image_model.Config,
+        [
+            "--prediction eps",
+            "--prediction eps --process flow",
+            "--prediction score",
+            "--prediction score --process flow",
+            "--mixture-components",
+            "--mixture-components 1 200",
+            "--log-snr-high 20",
+            "--log-snr-low -20",
+            "--eval-tolerance 1e-6",
+            "--loss-on None --prediction x0",
+        ],
+    ),
+    *commands(
+        toy2d,
+        toy2d.Config,
+        [
+            "--prediction eps",
+            "--prediction score --process flow",
+            "--loss implicit --prediction score",
+            "--loss elbo --prediction eps",
+            "--eval-points 20",
+            "--log-snr-high 20",
+        ],
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("experiment", "options"), RUNS)
+def test_every_choice_trains_and_is_judged_or_is_refused_at_once(
+    experiment, options, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    command = ["--preset", "smoke", "--quiet", "--run-dir", str(folder), *SMALL[experiment]]
+    train = ["train"] * (experiment is digits)
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        code = experiment.main([*train, *command, *options])
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    if code == 1:
+        assert err.startswith("error: --"), err
+        assert not folder.exists()
+        return
+    assert code == 0, err
+    assert (folder / REPORT).exists()
+    results = json.loads((folder / EVALUATION).read_text())
+    numbers = [value for value in results.values() if isinstance(value, float)]
+    assert len(numbers) > 3
+    assert all(math.isfinite(value) for value in numbers)
+
+
+def test_every_field_refuses_what_it_cannot_be_by_its_name():
+    wrong = {int: -1, float: math.nan, bool: "yes", str: 3}
+    for experiment, check in ((image_model, image_model.check), (toy2d, toy2d.check)):
+        config = experiment.PRESETS["smoke"]
+        for name, hint in typing.get_type_hints(experiment.Config).items():
+            kinds = [hint, *typing.get_args(hint)]
+            value = next((wrong[kind] for kind in kinds if kind in wrong), "nonsense")
+            many = typing.get_origin(hint) is tuple
+            broken = dataclasses.replace(config, **{name: (value,) if many else value})
+            option = f"--{name.replace('_', '-')} must"
+            with pytest.raises(Exception, match=option) as caught:
+                check(broken)
+            assert type(caught.value).__name__ == "Refusal"
