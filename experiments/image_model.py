@@ -93,7 +93,7 @@ class Config:
     prediction: Kind = "v"
     """What the network predicts."""
     loss_on: Kind | None = "eps"
-    """Whose squared error the loss is; None takes that of `prediction`."""
+    """The quantity whose squared error is the loss; None is what the network predicts."""
     weighting: Literal["simple", "min_snr", "edm", "likelihood"] = "simple"
     """Loss weighting."""
     times: Literal["log_snr", "stratified", "uniform", "log_normal"] = "log_snr"

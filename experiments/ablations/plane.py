@@ -15,6 +15,7 @@ from experiments.ablations.training import Members
 from experiments.ablations.world import Measure, Problem, World
 from experiments.command import Refusal
 from experiments.methods import METHODS
+from experiments.options import Share
 from experiments.targets import make_target
 from jaxdiff import likelihood, metrics, timesteps
 from jaxdiff.training import throughput
@@ -41,7 +42,7 @@ class Config(toy2d.Config, sampling.Swept):
     """Distribution of training times: uniform between two log-SNRs, or in t."""
     more_ema_decays: tuple[float, ...] = ()
     """Decays of further averages to keep."""
-    ema_decay: float = dataclasses.field(default=cast(float, None))
+    ema_decay: Share = dataclasses.field(default=cast(float, None))
     """Decay of the moving average; unless given, 1 - 10 / `num_steps`, which forgets the start."""
 
     def __post_init__(self) -> None:
