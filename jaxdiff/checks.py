@@ -106,13 +106,13 @@ def real(name: str, value: Any, wanted: str = "hold real numbers") -> None:
     Raises:
         TypeError: if it does not.
     """
-    dtype = getattr(value, "dtype", None)
-    if dtype is None:
+    dtype = value.dtype if isinstance(value, jax.Array | np.ndarray | np.generic) else None
+    if dtype is None and not isinstance(value, list | tuple):
         try:
             dtype = np.asarray(value).dtype
         except (TypeError, ValueError):
             raise TypeError(f"`{name}` must {wanted}; got {shown(value)}.") from None
-    if not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
+    if dtype is None or not any(jnp.issubdtype(dtype, k) for k in (jnp.integer, jnp.floating)):
         raise TypeError(f"`{name}` must {wanted}; got {shown(value)}.")
 
 
@@ -240,7 +240,7 @@ def judged(name: str, fn: Callable[..., Any], form: str) -> Judged:
     Raises:
         TypeError: if it is no function.
     """
-    function(name, fn, form)
+    function(name, fn, form, takes=2)
     return Judged(name, fn)
 
 
@@ -266,7 +266,7 @@ def whole_numbers(name: str, value: Any, high: int | None = None) -> Array:
         TypeError: if it holds anything else, booleans too.
         ValueError: if a known one is out of range.
     """
-    array = jnp.asarray(value)
+    array = numerics.as_array(value, name)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"`{name}` must hold integers; got {array.dtype}.")
     known = numerics.concrete(array)

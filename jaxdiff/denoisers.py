@@ -85,7 +85,7 @@ def from_network(
         ValueError: if the kind is unknown, `clip` is negative, the network's output has another
             shape than x_t, or an eps or score network is asked at a known time of alpha = 0.
     """
-    checks.function("network", network, "(x_t, t) -> the prediction, in the shape of x_t")
+    checks.function("network", network, "(x_t, t) -> the prediction, in the shape of x_t", takes=2)
     checks.process(process)
     predictions.check_kind("prediction", prediction)
     if clip is not None:
@@ -155,7 +155,7 @@ def edm_preconditioned(
 
     Source: Karras et al. 2022 (arXiv:2206.00364), eq. 7 and table 1.
     """
-    checks.function("network", network, "(x, log(s) / 4) -> the output, in the shape of x")
+    checks.function("network", network, "(x, log(s) / 4) -> the output, in the shape of x", takes=2)
     checks.process(process)
     checks.number("sigma_data", sigma_data, 0.0, above=True)
     return PreconditionedDenoiser(network, process, sigma_data)
@@ -205,5 +205,5 @@ def to_score(process: Process, denoise: Denoiser) -> DenoiserScore:
     Source: Karras et al. 2022 (arXiv:2206.00364), eq. 3, with x_t = alpha y.
     """
     checks.process(process)
-    checks.function("denoise", denoise, checks.DENOISER)
+    checks.function("denoise", denoise, checks.DENOISER, takes=2)
     return DenoiserScore(process, denoise)

@@ -19,6 +19,7 @@ from jaxdiff.rows import keys as row_keys
 from jaxdiff.typing import Array
 
 __all__ = [
+    "as_array",
     "as_float",
     "as_time",
     "concrete",
@@ -59,25 +60,42 @@ def known_value(fn: Callable[[Array], Array], t: Any) -> np.ndarray | None:
         return concrete(fn(as_time(t)))
 
 
+def as_array(value: Any, name: str) -> Array:
+    """Return `value` as an array.
+
+    Raises:
+        TypeError: if it is none, naming the argument.
+    """
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` must be an array; got {type(value).__name__}.") from None
+
+
 def as_float(value: Any, name: str = "x") -> Array:
     """Return `value` as a floating-point array of at least float32.
 
     Raises:
         TypeError: if `value` holds integers, booleans or anything but real numbers.
     """
-    try:
-        array = jnp.asarray(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"`{name}` must be an array; got {type(value).__name__}.") from None
+    array = as_array(value, name)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"`{name}` must hold floating-point numbers; got {array.dtype}.")
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def as_time(t: Any) -> Array:
-    """Return times as an array of floating-point numbers, keeping a dtype that they have."""
-    t = jnp.asarray(t)
-    return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
+    """Return times as an array of floating-point numbers, keeping a dtype that they have.
+
+    Raises:
+        TypeError: if they are no real numbers.
+    """
+    t = as_array(t, "t")
+    if jnp.issubdtype(t.dtype, jnp.floating):
+        return t
+    if not jnp.issubdtype(t.dtype, jnp.integer):
+        raise TypeError(f"`t` must hold real numbers; got {t.dtype}.")
+    return t.astype(float)
 
 
 def expand_like(t: Array, x: Array) -> Array:
@@ -93,7 +111,7 @@ def expand_like(t: Array, x: Array) -> Array:
     Raises:
         ValueError: if `t` has neither shape.
     """
-    t = jnp.asarray(t)
+    t = as_time(t)
     if t.ndim == 0:
         return t
     if t.ndim != 1 or x.ndim == 0 or t.shape[0] != x.shape[0]:

@@ -48,11 +48,13 @@ def convert(
         The prediction as `target`, (B, ...).
 
     Raises:
+        TypeError: if `process` is no process, or the others are no arrays.
         ValueError: if a kind is unknown or the shapes do not fit.
     """
     check_kind("source", source)
     check_kind("target", target)
     checks.process(process)
+    value, x_t = numerics.as_array(value, "value"), numerics.as_array(x_t, "x_t")
     if value.shape != x_t.shape:
         raise ValueError(f"`value` must have the shape of x_t, {x_t.shape}; got {value.shape}.")
     t = numerics.expand_like(t, x_t)
@@ -76,6 +78,8 @@ def from_pair(process: Process, kind: str, x0: Array, eps: Array, t: Array) -> A
         ValueError: if `kind` is unknown or the shapes do not fit.
     """
     check_kind("kind", kind)
+    checks.process(process)
+    x0, eps = numerics.as_array(x0, "x0"), numerics.as_array(eps, "eps")
     if eps.shape != x0.shape:
         raise ValueError(f"`eps` must have the shape of x0, {x0.shape}; got {eps.shape}.")
     return _FROM_PAIR[kind](process, x0, eps, numerics.expand_like(t, x0))
@@ -98,6 +102,8 @@ def error_ratio(process: Process, target: str, source: str, t: Array) -> Array:
     """
     check_kind("target", target)
     check_kind("source", source)
+    checks.process(process)
+    t = numerics.as_time(t)
     if target == source:
         return jnp.ones_like(t)
     # Directions (d x0, d eps) that leave x_t where it is are multiples of (sigma, -alpha).

@@ -197,7 +197,7 @@ def check_grid(ts: Any, *, decreasing: bool = True, process: Process | None = No
         ValueError: if it has another rank, NaN, a negative time, one past t_max or runs the wrong
             way.
     """
-    ts = jnp.asarray(ts)
+    ts = numerics.as_array(ts, "ts")
     if not jnp.issubdtype(ts.dtype, jnp.floating):
         raise TypeError(f"`ts` must hold floating-point times; got {ts.dtype}.")
     if ts.ndim != 1 or ts.shape[0] < 2:

@@ -132,3 +132,16 @@ def test_bad_arguments_are_refused():
         likelihood.levels_log_prob(KEY, density, LEVELS, 1)
     with pytest.raises(ValueError, match="`num_samples`"):
         likelihood.levels_log_prob(KEY, density, LEVELS, L, num_samples=0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int16, jnp.int32])
+def test_all_256_levels_of_bytes_have_a_place(dtype):
+    """256 itself is no byte: a comparison with it must not wrap round."""
+    levels = jnp.arange(256).astype(dtype)[:, None]
+    for draw in (
+        jax.jit(lambda x: data.dequantize(jax.random.key(0), x, 256)),
+        jax.jit(lambda x: data.centers(x, 256)),
+        lambda x: data.centers(x, 256),
+    ):
+        x = draw(levels)
+        assert (jnp.abs(x - (2 * jnp.arange(256)[:, None] + 1) / 256 + 1) <= 1 / 256).all()

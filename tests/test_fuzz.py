@@ -306,7 +306,7 @@ CASES = {
 }
 """By name: a function, and arguments that it takes."""
 
-ANY_PYTREE = {"null_cond", "params", "optimizer"}
+ANY_PYTREE = {"null_cond", "params", "ema_decay"}
 """Arguments that may be nearly anything."""
 
 NONSENSE = {
@@ -350,7 +350,9 @@ OTHERS = {
 def refusal_names(message, names):
     """Tell whether a message names an argument, as `name` or `name[...]`."""
     quoted = "|".join(map(re.escape, names))
-    return re.search(rf"`({quoted})\b|(batch|cond)\[|`(t_max|x_t|x0|t)`", message) is not None
+    # the last are the words of what was given: a process for a function, a denoiser of 2-D points
+    inner = "x|x_t|x0|t|t_max|beta_min|log_snr_shift"
+    return re.search(rf"`({quoted})\b|(batch|cond)\[|`({inner})`", message) is not None
 
 
 def replace_and_call(case, argument, kind):

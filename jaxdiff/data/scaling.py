@@ -118,7 +118,8 @@ def to_levels(x: Array, num_levels: int) -> Array:
 
 
 def _or_nan(levels: Array, x: Array, num_levels: int) -> Array:
-    return jnp.where((levels >= 0) & (levels < num_levels), x, jnp.nan)
+    # the last level, not their number: 256 would be 0 beside levels of uint8
+    return jnp.where((levels >= 0) & (levels <= num_levels - 1), x, jnp.nan)
 
 
 def _checked_levels(num_levels: int) -> int:

@@ -61,6 +61,8 @@ def autoguidance(
 
     Source: Karras et al. 2024 (arXiv:2406.02507).
     """
+    for name, value in (("denoise", denoise), ("weaker", weaker)):
+        checks.function(name, value, checks.DENOISER, takes=2)
     return classifier_free(denoise, weaker, scale, rule=rule)
 
 
@@ -85,9 +87,8 @@ def classifier_free_batched(
         ValueError: if `null` does not fit `cond`, or `scale` has more than one axis or is known
             and not finite; when called, if `cond` has not the rows of x_t.
     """
-    judged = checks.judged(
-        "denoise_cond", denoise_cond, "(x_t, t, cond) -> x0_hat, in the shape of x_t"
-    )
+    form = "(x_t, t, cond) -> x0_hat, in the shape of x_t"
+    checks.function("denoise_cond", denoise_cond, form, takes=3)
 
     def spread(c: Any, n: Any) -> Array:
         return jnp.broadcast_to(jnp.asarray(n, jnp.result_type(c, n)), jnp.shape(c))
@@ -105,12 +106,11 @@ def classifier_free_batched(
         num, given = len(parts), jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         times = t if jnp.ndim(t) == 0 else jnp.concatenate([t] * num)
         rows = jnp.concatenate([x_t] * num)
-        both = x0_hat_of(
-            checks.Judged("denoise_cond", lambda x, t: denoise_cond(x, t, given)), rows, times
-        )
+        batched = checks.Judged("denoise_cond", lambda x, t: denoise_cond(x, t, given))
+        both = x0_hat_of(batched, rows, times)
         return _combine(rule, jnp.split(both, num), scale, x_t)
 
-    return Guided(combine, (judged,))
+    return Guided(combine, (checks.Judged("denoise_cond", denoise_cond),))
 
 
 def interval(

@@ -38,7 +38,7 @@ def classifier(
     Source: Dhariwal & Nichol 2021 (arXiv:2105.05233); Song et al. 2021 (arXiv:2011.13456).
     """
     checks.process(process)
-    checks.function("log_prob", log_prob, "(x_t, t) -> log p(y | x_t), (B,)")
+    checks.function("log_prob", log_prob, "(x_t, t) -> log p(y | x_t), (B,)", takes=2)
     judged = checks.judged("denoise", denoise, checks.DENOISER)
     known = check_scale(scale)
     if known is not None and not known.any():
@@ -93,17 +93,18 @@ def dps(
     diffusion models for inverse problems, ICLR.
     """
     checks.process(process)
-    checks.function("operator", operator, "x0 (B, ...) -> (B, ...)")
+    checks.function("operator", operator, "x0 (B, ...) -> (B, ...)", takes=1)
     judged = checks.judged("denoise", denoise, checks.DENOISER)
     stds = {"noise_std": noise_std, "data_std": data_std}
     if [numerics.concrete(checks.number(name, v, 0.0)) for name, v in stds.items()] == [0, 0]:
         raise ValueError(f"`noise_std` or `data_std` must be positive; got {noise_std} for both.")
     check_scale(scale)
+    checks.real("y", y)
 
     def guided(evaluate: Evaluate, x_t: Array, t: Array) -> Array:
         def measure(x: Array) -> tuple[Array, Array]:
             x0_hat = evaluate(judged, x, t)
-            return operator(x0_hat), x0_hat
+            return numerics.as_array(operator(x0_hat), "operator(...)"), x0_hat
 
         predicted, pull_back, x0_hat = jax.vjp(measure, x_t, has_aux=True)
         if jnp.shape(y) != predicted.shape:

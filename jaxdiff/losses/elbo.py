@@ -62,11 +62,14 @@ def elbo(
         )
     if ts is not None:
         ts = timesteps.check_grid(ts)
+    else:
+        checks.number("t_min", t_min, 0.0)
     if isinstance(process, Process):
         noise = numerics.known_value(process.sigma, t_min if ts is None else ts[-1])
         if noise is not None and not noise > 0.0:
             last = t_min if ts is None else ts[-1]
-            raise ValueError(f"The bound must end at a time with noise; got {last}.")
+            name = "t_min" if ts is None else "ts"
+            raise ValueError(f"`{name}` must end the bound at a time with noise; got {last}.")
     decode = variational.gaussian_decoder() if decoder is None else decoder
 
     def loss_fn(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:

@@ -112,7 +112,7 @@ def _as_alike(value: Array, null: Any) -> tuple[Array, Array]:
         TypeError: if one holds whole numbers and the other does not.
         ValueError: if the null value has another shape.
     """
-    value, null = jnp.asarray(value), jnp.asarray(null)
+    value, null = jnp.asarray(value), numerics.as_array(null, "null_cond")
     if null.ndim > value.ndim - 1 or any(
         mine not in (1, its)
         for mine, its in zip(null.shape[::-1], value.shape[:0:-1], strict=False)

@@ -25,7 +25,10 @@ def as_rows(value: ArrayLike, name: str, *, at_least: int = 1) -> np.ndarray:
         ValueError: if `value` has no sample axis or no features, too few rows, or holds
             anything but finite real numbers.
     """
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must hold real numbers; got {checks.shown(value)}.") from None
     real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
     if not real:
         raise ValueError(f"`{name}` must hold real numbers; got {array.dtype}.")
@@ -65,13 +68,3 @@ def as_pair(
             "Reshape one where only the layout differs."
         )
     return first, second
-
-
-def whole(value: int, name: str, low: int, high: int | None = None) -> int:
-    """Return a whole number that lies in low..high.
-
-    Raises:
-        TypeError: if it is no whole number; floats are none.
-        ValueError: if it does not.
-    """
-    return checks.count(name, value, low, high)

@@ -115,6 +115,6 @@ def ddpm(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
     Source: Ho et al. 2020 (arXiv:2006.11239), section 4.
     """
     num_steps = checks.count("num_steps", num_steps)
-    checks.number("beta_start", beta_start)
-    checks.number("beta_end", beta_end)
+    checks.number("beta_start", beta_start, 0.0, 1.0, above=True, below=True)
+    checks.number("beta_end", beta_end, 0.0, 1.0, above=True)
     return from_betas(np.linspace(beta_start, beta_end, num_steps))

@@ -23,13 +23,26 @@ def judge_params(params: PyTree) -> None:
     if not leaves:
         raise ValueError("`params` must hold at least one array; got none.")
     for path, leaf in leaves:
-        dtype = np.dtype(float) if isinstance(leaf, float) else getattr(leaf, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        held = isinstance(leaf, float | jax.Array | np.ndarray | np.generic)
+        if not held or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
                 f"`params{jax.tree_util.keystr(path)}` must be an array of floating-point "
                 f"numbers; got {checks.shown(leaf)}. Close over what is not trained "
                 "(equinox.partition parts a module so)."
             )
+
+
+def judge_optimizer(optimizer: Any) -> None:
+    """Refuse what is no optimizer of optax, such as a function that makes one.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            "`optimizer` must be one of optax, called: optax.adamw(1e-3); "
+            f"got {checks.shown(optimizer)}."
+        )
 
 
 def judge_state(state: Any, names: Mapping[str, Any] | None) -> None:

@@ -54,6 +54,7 @@ def init(
         ValueError: if there are no parameters, or a decay is out of its range.
     """
     judging.judge_params(params)
+    judging.judge_optimizer(optimizer)
     params = _copy(params)
     names = check_decay(ema_decay)
     ema = _average_of(params) if names is None else {name: _average_of(params) for name in names}
@@ -105,6 +106,7 @@ def make_update(
         ValueError: if a decay is out of its range or `accumulate` below 1.
     """
     checks.function("loss_fn", loss_fn, "(params, key, batch) -> (loss (B,), metrics)", takes=3)
+    judging.judge_optimizer(optimizer)
     names = check_decay(ema_decay)
     accumulate = checks.count("accumulate", accumulate)
 
