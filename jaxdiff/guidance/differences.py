@@ -1,6 +1,6 @@
 """Guidance by the difference of two denoisers, where it acts, and what keeps it in range."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,16 +39,8 @@ def classifier_free(
 
     Source: Ho & Salimans 2022 (arXiv:2207.12598).
     """
-    both = (
-        checks.judged("conditional", conditional, checks.DENOISER),
-        checks.judged("unconditional", unconditional, checks.DENOISER),
-    )
-    parts = _needed(*both, scale, rule)
-
-    def combine(evaluate: Evaluate, x_t: Array, t: Array) -> Array:
-        return _combine(rule, [evaluate(part, x_t, t) for part in parts], scale, x_t)
-
-    return Guided(combine, parts, linear=rule is linear or len(parts) == 1)
+    given = {"conditional": conditional, "unconditional": unconditional}
+    return _by_difference(given, scale, rule)
 
 
 def autoguidance(
@@ -61,9 +53,18 @@ def autoguidance(
 
     Source: Karras et al. 2024 (arXiv:2406.02507).
     """
-    for name, value in (("denoise", denoise), ("weaker", weaker)):
-        checks.function(name, value, checks.DENOISER, takes=2)
-    return classifier_free(denoise, weaker, scale, rule=rule)
+    return _by_difference({"denoise": denoise, "weaker": weaker}, scale, rule)
+
+
+def _by_difference(given: Mapping[str, Denoiser], scale: Any, rule: Rule) -> Guided:
+    """Guide by the difference of the first of two denoisers, by their names, to the second."""
+    judged = [checks.judged(name, denoise, checks.DENOISER) for name, denoise in given.items()]
+    parts = _needed(*judged, scale, rule)
+
+    def combine(evaluate: Evaluate, x_t: Array, t: Array) -> Array:
+        return _combine(rule, [evaluate(part, x_t, t) for part in parts], scale, x_t)
+
+    return Guided(combine, parts, linear=rule is linear or len(parts) == 1)
 
 
 def classifier_free_batched(

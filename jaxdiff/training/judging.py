@@ -24,7 +24,8 @@ def judge_params(params: PyTree) -> None:
         raise ValueError("`params` must hold at least one array; got none.")
     for path, leaf in leaves:
         held = isinstance(leaf, float | jax.Array | np.ndarray | np.generic)
-        if not held or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        dtype = getattr(leaf, "dtype", np.dtype(float))
+        if not held or not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"`params{jax.tree_util.keystr(path)}` must be an array of floating-point "
                 f"numbers; got {checks.shown(leaf)}. Close over what is not trained "
