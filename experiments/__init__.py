@@ -1,1 +1,7 @@
 """Experiments: one module each, run as ``python -m experiments.NAME``."""
+
+import sys
+
+from experiments.peek import refuse_if_written
+
+refuse_if_written(sys.orig_argv)

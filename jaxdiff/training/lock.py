@@ -88,13 +88,9 @@ def saving(directory: Path) -> Callable[[], None]:
     descriptor, count = _held.get(key, (-1, 0))
     if not count:
         descriptor = os.open(key, os.O_RDONLY)
-        for tries_left in reversed(range(20)):
-            if files.hold(descriptor) is not False:
-                break
-            if not tries_left:
-                os.close(descriptor)
-                raise BlockingIOError(errno.EAGAIN, "another process saves there", str(directory))
-            time.sleep(0.02)  # it may be a reader, which asks whether a process saves
+        if _hold_soon(descriptor) is False:
+            os.close(descriptor)
+            raise BlockingIOError(errno.EAGAIN, "another process saves there", str(directory))
     _held[key] = descriptor, count + 1
 
     def end() -> None:
@@ -130,12 +126,22 @@ def _release(key: Path) -> bool:
     return count == 1
 
 
+def _hold_soon(descriptor: int) -> bool | None:
+    """Lock a file as `files.hold` does; others may hold it for an instant, to see whether it is."""
+    for _ in range(10):
+        held = files.hold(descriptor)
+        if held is not False:
+            return held
+        time.sleep(0.02)
+    return False
+
+
 def _acquire(directory: Path) -> int:
     path = directory / LOCK
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     while True:
         descriptor = os.open(path, flags, 0o666)
-        held = files.hold(descriptor)
+        held = _hold_soon(descriptor)
         if held is False:
             holder = _read(descriptor)
             os.close(descriptor)
