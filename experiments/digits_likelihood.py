@@ -199,9 +199,12 @@ def mixture_bits(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # its bits are as found
-                log_prob = jnp.asarray(fitted.fit(flat_train).score_samples(flat_test))
-        except ValueError:  # a component without a covariance
-            continue
+                fitted.fit(flat_train)
+        except ValueError as error:
+            if "covariance" not in str(error):
+                raise
+            continue  # a component collapsed
+        log_prob = jnp.asarray(fitted.score_samples(flat_test))
         bits = float(np.mean(likelihood.bits_per_dim(log_prob, flat_test.shape[1], bin_width)))
         results |= {num_components: bits} if math.isfinite(bits) else {}
     return results
