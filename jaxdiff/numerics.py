@@ -111,7 +111,7 @@ def expand_like(t: Array, x: Array) -> Array:
     Raises:
         ValueError: if `t` has neither shape.
     """
-    t = as_time(t)
+    t = as_array(t, "t")
     if t.ndim == 0:
         return t
     if t.ndim != 1 or x.ndim == 0 or t.shape[0] != x.shape[0]:

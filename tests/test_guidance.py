@@ -444,6 +444,10 @@ def test_guided_denoisers_say_that_they_need_signal():
             sample(KEY, samplers.ddim(FLOW, made), X_T, ts)
 
 
+def itself(x0):
+    return x0
+
+
 def same(x_t, t, cond=None):
     return x_t
 
@@ -521,10 +525,10 @@ HALF = jnp.asarray(0.5)
         (lambda: guidance.projected(0.0, 0.0), "`max_norm`"),
         (lambda: guidance.dynamic_threshold(same, 99.5), "`percentile`.*99.5"),
         (lambda: guidance.dynamic_threshold(same, 0.9, 0.0), "`bound`"),
-        (lambda: dps(VP, same, same, X_T, noise_std=-0.1), "`noise_std`.*-0.1"),
-        (lambda: dps(VP, same, same, X_T, data_std=INF), "`data_std`"),
-        (lambda: dps(VP, same, same, X_T, data_std=0.0), "`noise_std` or `data_std`"),
-        (lambda: dps(VP, same, same, X_T, scale=NAN), "`scale`"),
+        (lambda: dps(VP, same, itself, X_T, noise_std=-0.1), "`noise_std`.*-0.1"),
+        (lambda: dps(VP, same, itself, X_T, data_std=INF), "`data_std`"),
+        (lambda: dps(VP, same, itself, X_T, data_std=0.0), "`noise_std` or `data_std`"),
+        (lambda: dps(VP, same, itself, X_T, scale=NAN), "`scale`"),
         (lambda: dps(VP, same, lambda x: x, X_T[:, :1])(X_T, HALF), r"`y`.*\(4, 2\); got \(4, 1"),
     ],
 )

@@ -58,8 +58,8 @@ def autoguidance(
 
 def _by_difference(given: Mapping[str, Denoiser], scale: Any, rule: Rule) -> Guided:
     """Guide by the difference of the first of two denoisers, by their names, to the second."""
-    judged = [checks.judged(name, denoise, checks.DENOISER) for name, denoise in given.items()]
-    parts = _needed(*judged, scale, rule)
+    towards, away = (checks.judged(name, fn, checks.DENOISER) for name, fn in given.items())
+    parts = _needed(towards, away, scale, rule)
 
     def combine(evaluate: Evaluate, x_t: Array, t: Array) -> Array:
         return _combine(rule, [evaluate(part, x_t, t) for part in parts], scale, x_t)
