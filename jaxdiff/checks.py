@@ -39,12 +39,12 @@ DENOISER = "(x_t, t) -> x0_hat, in the shape of x_t"
 """How a denoiser is called, as refusals say it."""
 
 
-def count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """Return a whole number of at least `least`, and at most `most` if that is given.
+def count(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number of at least `least`.
 
     Raises:
         TypeError: if it is no whole number: floats and booleans are none.
-        ValueError: if it is out of range.
+        ValueError: if it is smaller.
     """
     try:
         if isinstance(value, bool | np.bool_) or np.ndim(value) != 0:
@@ -52,8 +52,6 @@ def count(name: str, value: Any, least: int = 1, most: int | None = None) -> int
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"`{name}` must be a whole number; got {shown(value)}.") from None
-    if most is not None and not least <= number <= most:
-        raise ValueError(f"`{name}` must be from {least} to {most}; got {number}.")
     if number < least:
         raise ValueError(f"`{name}` must be at least {least}; got {number}.")
     return number

@@ -13,6 +13,7 @@ component and 9.13 for the responsibilities.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,9 @@ from jax.scipy.special import logsumexp
 
 from jaxdiff import checks, numerics
 from jaxdiff.processes import Process
-from jaxdiff.typing import Array, Denoiser, Key
+from jaxdiff.typing import Array, Key
 
-__all__ = ["Mixture"]
+__all__ = ["Mixture", "MixtureDenoiser"]
 
 
 @numerics.pytree_dataclass
@@ -125,7 +126,7 @@ class Mixture:
         diffused = (self.weights, alpha * self.means, alpha**2 * self.covariances + noise[None])
         return jax.tree.unflatten(jax.tree.structure(self), diffused)
 
-    def denoiser(self, process: Process) -> Denoiser:
+    def denoiser(self, process: Process) -> "MixtureDenoiser":
         """Return the exact denoiser E[x_0 | x_t], for x_t (B, D) and t of shape () or (B,).
 
         Where sigma is 0 it needs definite covariances, and returns x_t / alpha.
@@ -135,23 +136,7 @@ class Mixture:
         """
         checks.process(process)
 
-        def at_one_time(x_t: Array, t: Array) -> Array:
-            logits, deviations, factors = self.diffuse(process, t)._components(x_t)
-            shares = jax.nn.softmax(logits, axis=0)
-            pulls = jax.vmap(_solve)(factors, deviations)
-            alpha = process.alpha(t.astype(self.means.dtype))
-            moves = alpha * jnp.einsum("kij,knj->kni", self.covariances, pulls)
-            means = jnp.sum(shares[:, :, None] * (self.means[:, None, :] + moves), axis=0)
-            return means.reshape(x_t.shape)
-
-        def denoise(x_t: Array, t: Array) -> Array:
-            t = numerics.as_time(t)
-            if t.ndim == 0:
-                return at_one_time(x_t, t)
-            numerics.expand_like(t, x_t)
-            return jax.vmap(at_one_time)(x_t, t)
-
-        return denoise
+        return MixtureDenoiser(self, process)
 
     def _components(self, x: Array) -> tuple[Array, Array, Array]:
         """Log of weight times density (K, N), deviations (K, N, D), Cholesky factors (K, D, D)."""
@@ -164,6 +149,53 @@ class Mixture:
         log_det = jnp.sum(jnp.log(jnp.diagonal(factors, axis1=1, axis2=2)), axis=1)
         offsets = jnp.log(self.weights) - log_det - 0.5 * self.num_dims * jnp.log(2.0 * jnp.pi)
         return offsets[:, None] - 0.5 * jnp.sum(whitened**2, axis=1), deviations, factors
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MixtureDenoiser:
+    """The exact denoiser of a mixture; see :meth:`Mixture.denoiser`.
+
+    Attributes:
+        mixture: of the data.
+        process: the forward process.
+    """
+
+    mixture: Mixture
+    process: Process
+
+    def __call__(self, x_t: Array, t: Array) -> Array:
+        """Return E[x_0 | x_t], (B, D)."""
+        return _at_times(lambda x_t, t: self._pair(x_t, t)[0], x_t, t)
+
+    def v(self, x_t: Array, t: Array) -> Array:
+        """Return alpha E[eps | x_t] - sigma E[x_0 | x_t], (B, D), neither taken from the other."""
+
+        def at_one_time(x_t: Array, t: Array) -> Array:
+            x0_hat, eps_hat = self._pair(x_t, t)
+            t = t.astype(self.mixture.means.dtype)
+            return self.process.alpha(t) * eps_hat - self.process.sigma(t) * x0_hat
+
+        return _at_times(at_one_time, x_t, t)
+
+    def _pair(self, x_t: Array, t: Array) -> tuple[Array, Array]:
+        """Return the means of x_0 and of eps at one time."""
+        mixture, process = self.mixture, self.process
+        logits, deviations, factors = mixture.diffuse(process, t)._components(x_t)
+        shares = jax.nn.softmax(logits, axis=0)[:, :, None]
+        pulls = jax.vmap(_solve)(factors, deviations)
+        t = t.astype(mixture.means.dtype)
+        moves = process.alpha(t) * jnp.einsum("kij,knj->kni", mixture.covariances, pulls)
+        x0_hat = jnp.sum(shares * (mixture.means[:, None, :] + moves), axis=0)
+        eps_hat = process.sigma(t) * jnp.sum(shares * pulls, axis=0)
+        return x0_hat.reshape(x_t.shape), eps_hat.reshape(x_t.shape)
+
+
+def _at_times(at_one_time: Callable[[Array, Array], Array], x_t: Array, t: Array) -> Array:
+    t = numerics.as_time(t)
+    if t.ndim == 0:
+        return at_one_time(x_t, t)
+    numerics.expand_like(t, x_t)
+    return jax.vmap(at_one_time)(x_t, t)
 
 
 def _check_covariances(matrices: np.ndarray) -> None:

@@ -175,7 +175,7 @@ def test_gradients_flow_through_sampling(sampler, name):
 
 
 @each_sampler
-@pytest.mark.parametrize("output", [lambda x: x[:, :1], lambda x: x[:, None], lambda x: x[:3]])
+@pytest.mark.parametrize("output", [lambda x: x[:, :1], lambda x: x[:, None], lambda x: x[:-1]])
 def test_what_has_not_the_shape_of_x_is_refused(sampler, output):
     def generate(x_T, ts):
         made = SAMPLERS[sampler](VP, lambda x, t: output(x))

@@ -72,8 +72,10 @@ def log_prob(
         num_probes: None takes the exact divergence, D tangents an evaluation; a number takes
             Hutchinson's unbiased estimate with so many Rademacher probes a row, drawn once for
             the whole path.
-        rtol: relative tolerance of a step.
-        atol: absolute tolerance of a step.
+        rtol: relative tolerance of a step, for the root mean square of the errors of y's D numbers
+            and of the log-density per dimension, one number beside them: steps follow y, whose
+            rounding is small, and not the rounding of a divergence.
+        atol: absolute tolerance of the same.
         t_min: where the path starts, in [0, t_max); by default :func:`default_t_min`.
         max_steps: of the solver; more is an error.
 
@@ -104,6 +106,7 @@ def log_prob(
     noise = numerics.known_value(process.sigma, t_min)
     if noise is not None and noise == 0.0:
         raise ValueError(f"`t_min` must be a time with noise; got {t_min}, where sigma is 0.")
+    num_dims = math.prod(x.shape[1:])
     probes = _draw_probes(key, num_probes, x)
     ends = jnp.stack([jnp.asarray(t, x.dtype) for t in (t_min, process.t_max)])
     start, stop = probability_flow.angle(process, ends)
@@ -117,8 +120,10 @@ def log_prob(
             return field(theta, y[None])[0]
 
         if row_probes is None:
-            return numerics.divergence(v_hat, state[0])
-        return numerics.hutchinson_divergence(v_hat, state[0], row_probes)
+            slope, divergence = numerics.divergence(v_hat, state[0])
+        else:
+            slope, divergence = numerics.hutchinson_divergence(v_hat, state[0], row_probes)
+        return slope, divergence / num_dims
 
     def solve(row: Array, row_probes: Any) -> tuple[Array, Array]:
         solution = diffrax.diffeqsolve(
@@ -136,8 +141,8 @@ def log_prob(
         return growth, radius_T * y_T
 
     growth, x_T = jax.vmap(solve)(x, probes)  # noqa: N806
-    growth += math.prod(x.shape[1:]) * jnp.log(radius_T / radius)
-    return _log_prior(process, x_T) + growth, x_T
+    growth += jnp.log(radius_T / radius)
+    return _log_prior(process, x_T) + num_dims * growth, x_T
 
 
 def _draw_probes(key: Key | None, num_probes: int | None, x: Array) -> Array | None:

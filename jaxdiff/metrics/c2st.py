@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxdiff import checks
-from jaxdiff.metrics.rows import as_pair
+from jaxdiff.metrics.rows import as_pair, whole
 
 MIN_ROWS = 20
 """Rows a set needs: of fewer, nothing is left to stop the classifier early on."""
@@ -58,7 +57,7 @@ def c2st(x: ArrayLike, y: ArrayLike, *, seed: int = 0, num_folds: int = 5) -> Tw
 
     x, y = as_pair(x, y, at_least=MIN_ROWS)
     num = min(len(x), len(y))
-    num_folds = checks.count("num_folds", num_folds, 2, num)
+    num_folds = whole(num_folds, "num_folds", 2, num)
     generator = np.random.default_rng(seed)
     x, y = (rows[generator.permutation(len(rows))[:num]] for rows in (x, y))
     samples, labels = np.concatenate([x, y]), np.repeat([0, 1], num)

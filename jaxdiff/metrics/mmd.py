@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxdiff import checks
-from jaxdiff.metrics.rows import as_pair
+from jaxdiff.metrics.rows import as_pair, whole
 from jaxdiff.typing import Array
 
 HEURISTIC_ROWS = 500
@@ -43,7 +43,7 @@ def mmd(x: ArrayLike, y: ArrayLike, *, bandwidth: float | None = None, block: in
     Source: Gretton et al. 2012, A Kernel Two-Sample Test, JMLR 13, eq. 3.
     """
     x, y = as_pair(x, y, at_least=2)
-    block = min(checks.count("block", block), max(len(x), len(y)))
+    block = min(whole(block, "block", 1), max(len(x), len(y)))
     if bandwidth is None:
         bandwidth = _median_distance(x, y)
     checks.number("bandwidth", bandwidth, 0.0, above=True)

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxdiff import checks
-from jaxdiff.metrics.rows import as_pair
+from jaxdiff.metrics.rows import as_pair, whole
 
 BLOCK = 2048
 """Rows of each set whose distances are held at a time."""
@@ -52,7 +51,7 @@ def precision_recall(real: ArrayLike, fake: ArrayLike, *, k: int = 5) -> Precisi
     2020 (arXiv:2002.09797) for density and coverage.
     """
     real_rows, fake_rows = as_pair(real, fake, ("real", "fake"), at_least=2)
-    k = checks.count("k", k, 1, min(len(real_rows), len(fake_rows)) - 1)
+    k = whole(k, "k", 1, min(len(real_rows), len(fake_rows)) - 1)
     # squared distances are expanded below: about the centre, least is lost to rounding
     centre = real_rows.mean(0, dtype=np.float64)
     reals, fakes = _Balls.around(real_rows - centre, k), _Balls.around(fake_rows - centre, k)

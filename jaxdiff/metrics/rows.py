@@ -1,6 +1,7 @@
 """What every metric takes: sets of samples as finite rows."""
 
 import math
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -68,3 +69,17 @@ def as_pair(
             "Reshape one where only the layout differs."
         )
     return first, second
+
+
+def whole(value: int, name: str, low: int, high: int | None = None) -> int:
+    """Return a whole number that lies in low..high.
+
+    Raises:
+        TypeError: if it is no whole number; floats are none.
+        ValueError: if it does not.
+    """
+    number = checks.count(name, value, -sys.maxsize)
+    if number < low or (high is not None and number > high):
+        wanted = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"`{name}` must be a whole number {wanted}; got {number}.")
+    return number

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxdiff import checks, numerics
-from jaxdiff.metrics.rows import as_pair
+from jaxdiff.metrics.rows import as_pair, whole
 from jaxdiff.typing import Array, Key
 
 CHUNK = 16
@@ -46,7 +46,7 @@ def sliced_wasserstein(
     Bonneel et al. 2015, Sliced and Radon Wasserstein Barycenters of Measures.
     """
     x, y = as_pair(x, y)
-    num_projections = checks.count("num_projections", num_projections)
+    num_projections = whole(num_projections, "num_projections", 1)
     checks.number("p", p, 1.0)
     # about a common point, projections lose least to rounding
     centre = x.mean(0, dtype=np.float64)

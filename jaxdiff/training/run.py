@@ -230,6 +230,3 @@ def write_record(
         raise RunError(
             f"--run-dir {run_dir} cannot be written: {error.strerror}. Take another."
         ) from error
-
-
-replace_text = files.write_text
