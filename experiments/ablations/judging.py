@@ -105,7 +105,7 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str | None:
-    """Return which processor this is, as Linux tells: XLA compiles for it, so it decides rounding."""
+    """Return which processor this is, as Linux tells: XLA compiles for it, and so rounds by it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:
