@@ -176,13 +176,14 @@ def verify(
     done = store.read_groups(path, ablation)
     if not done:
         raise Refusal(f"{directory} has no finished group yet. Run the ablation first.")
-    again = dict(done)
+    again, elsewhere = dict(done), False
     sampled = sorted(random.Random(seed).sample(sorted(done), min(num, len(done))))
     made, here = groups(ablation), judging.environment()
     with stopping() as check, command.compiling_for(resolved["preset"]):
         for index in sampled:
             there = done[index]["environment"]
             if there != here:
+                elsewhere = True
                 names = [k for k in here if here[k] != there.get(k)]
                 print(f"group {index} was made elsewhere: {', '.join(names)} differ")
             with bar(made[index], quiet, check) as tick:
@@ -198,7 +199,8 @@ def verify(
             print(f"{'DIFFERS' if names else 'reproduces':>10}  {title}  {told}".rstrip())
     wrong += table_differs(path, ablation, again)
     if wrong:
-        raise Refusal(f"{wrong} of what was checked in {directory} does not reproduce.")
+        why = " Another machine or version rounds otherwise; see above." if elsewhere else ""
+        raise Refusal(f"{wrong} of what was checked in {directory} does not reproduce.{why}")
     print(f"{len(sampled)} of {len(done)} groups ran again: every row reproduces exactly.")
 
 

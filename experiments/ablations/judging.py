@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from experiments.ablations import training
@@ -99,5 +100,16 @@ def environment() -> dict[str, Any]:
             found["versions"][name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    processor = {"machine": platform.machine(), "cpus": os.cpu_count()}
+    processor = {"machine": platform.machine(), "cpus": os.cpu_count(), "cpu": _processor()}
     return {**found, **processor, "xla_flags": os.environ.get("XLA_FLAGS", "")}
+
+
+def _processor() -> str | None:
+    """Return which processor this is, as Linux tells: XLA compiles for it, and so rounds by it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor() or None
+    wanted = ("model name", "cpu family", "model", "stepping")
+    found = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    return ", ".join(f"{name} {found[name]}" for name in wanted if name in found) or None
