@@ -118,7 +118,8 @@ def to_levels(x: Array, num_levels: int) -> Array:
 
 
 def _or_nan(levels: Array, x: Array, num_levels: int) -> Array:
-    return jnp.where((levels >= 0) & (levels < num_levels), x, jnp.nan)
+    k = levels.astype(x.dtype)  # uint8 does not hold 256
+    return jnp.where((k >= 0) & (k < num_levels), x, jnp.nan)
 
 
 def _checked_levels(num_levels: int) -> int:
