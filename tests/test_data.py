@@ -593,7 +593,7 @@ def test_default_dtype_follows_jax():
         (lambda: dequantize(KEY, jnp.array(3), 17), ValueError, r"shape \(B, ...\)"),
         (lambda: dequantize(KEY, jnp.array([3]), 1), ValueError, "`num_levels` must be in 2..256"),
         (lambda: centers(jnp.array([3]), 257), ValueError, "`num_levels` must be in 2..256"),
-        (lambda: bin_width(2.5), TypeError, "`num_levels` must be an integer"),
+        (lambda: bin_width(2.5), TypeError, "`num_levels` must be a whole number"),
         (lambda: centers(jnp.array([3]), 9, dtype=jnp.bfloat16), TypeError, "`dtype` must be"),
         (lambda: to_levels(jnp.array([3]), 9), TypeError, "`x` must hold floating"),
     ],

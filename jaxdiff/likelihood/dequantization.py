@@ -135,8 +135,8 @@ def dequantized(loss_fn: LossFn, dequantizer: Dequantizer, num_levels: int) -> L
 
 
 def _place(levels: Array, u: Array, num_levels: int) -> Array:
-    x = 2.0 * (levels.astype(u.dtype) + u) / num_levels - 1.0
-    return jnp.where((levels >= 0) & (levels < num_levels), x, jnp.nan)
+    k = levels.astype(u.dtype)
+    return jnp.where((k >= 0) & (k < num_levels), 2.0 * (k + u) / num_levels - 1.0, jnp.nan)
 
 
 def _batch_of_levels(levels: Array, num_levels: int, name: str = "levels") -> Array:
