@@ -62,11 +62,11 @@ def check_decay(ema_decay: EmaDecay) -> Mapping[str, float | PowerDecay] | None:
     """
     named = ema_decay if isinstance(ema_decay, Mapping) else {"": ema_decay}
     for name, decay in named.items():
-        which = f"ema_decay[{name!r}]" if name else "ema_decay"
+        which = f"`ema_decay[{name!r}]`" if name else "`ema_decay`"
         if isinstance(decay, PowerDecay):
             _check_std(decay.std, f"{which}.std")
             continue
-        checks.number(which, decay, 0.0, 1.0)
+        checks.number(which.strip("`"), decay, 0.0, 1.0)
     return named if isinstance(ema_decay, Mapping) else None
 
 
@@ -84,7 +84,7 @@ def exponent(std: float) -> float:
     Raises:
         ValueError: if `std` is outside (0, 0.288].
     """
-    _check_std(std, "std")
+    _check_std(std, "`std`")
     # (g + 2)^2 (g + 3) s^2 = g + 1, whose one root at least 0 is the largest
     roots = np.roots([1.0, 7.0, 16.0 - std**-2, 12.0 - std**-2])
     return max(0.0, float(roots.real.max()))
@@ -153,4 +153,6 @@ def combine(weights: Sequence[float] | np.ndarray, trees: Iterable[PyTree]) -> P
 
 
 def _check_std(std: float, name: str) -> None:
-    checks.number(name, std, 0.0, MAX_STD + 1e-12, above=True)
+    checks.number(name.replace("`", ""), std)
+    if not 0.0 < std <= MAX_STD + 1e-12:
+        raise ValueError(f"{name} must lie in (0, {MAX_STD:.3f}]; got {std}.")
