@@ -358,6 +358,7 @@ def test_a_sampler_of_ones_own_runs():
 FLOW = PROCESSES["flow"]
 RISING = np.linspace(0.1, 1.0, 4)
 LANGEVIN = samplers.langevin(denoisers.to_score(VP, jnp.multiply), 0.1)
+LANGEVIN_ASCENT = samplers.langevin(jnp.multiply, lambda t: -0.1)
 EPS = denoisers.from_network(lambda x, t: x, FLOW, "eps")
 
 
@@ -407,7 +408,17 @@ EPS = denoisers.from_network(lambda x, t: x, FLOW, "eps")
         (
             lambda s: sample(KEY, s, noise(VP), grid(VP), index=jnp.arange(8) - 1),
             ValueError,
-            "`index` must be at least 0; got values from -1",
+            r"`index` must be in 0\.\.4294967295; got values from -1",
+        ),
+        (
+            lambda s: sample(KEY, s, noise(VP), grid(VP), index=np.arange(8) + 2**32),
+            ValueError,
+            r"`index` must be in 0\.\.4294967295",
+        ),
+        (
+            lambda s: sample(KEY, LANGEVIN_ASCENT, noise(VP), grid(VP)),
+            ValueError,
+            r"`step_size\(t\)` must be at least 0",
         ),
         (
             lambda s: sample(KEY, LANGEVIN, noise(VP), jnp.array([1.5, 0.5])),
