@@ -75,8 +75,8 @@ def judge_opt_state(state: Any, optimizer: Any) -> None:
     Raises:
         ValueError: if it is one.
     """
-    made = jax.eval_shape(optimizer.init, state.params)
-    if jax.tree.structure(made) != jax.tree.structure(state.opt_state):
+    made: Any = jax.tree.structure(jax.eval_shape(optimizer.init, state.params))
+    if made != jax.tree.structure(state.opt_state):
         raise ValueError(
             "`state.opt_state` must be of this update's `optimizer`; it is another's: give "
             "training.init and make_update the same one."
