@@ -226,6 +226,16 @@ def test_times_that_nearly_agree_do_no_harm(sampler, gap):
     assert joined < 2 * plain + 1e-4
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_grid_of_close_pairs_does_not_let_errors_of_unipc_grow(order):
+    """Its outputs are of points before correction: over a short distance, a large slope."""
+    make = functools.partial(samplers.unipc, order=order)
+    ts = np.linspace(0.98, 0.0, 21)
+    for gap in (1e-3, 1e-4):
+        pairs = np.sort(np.concatenate([ts, ts[1:-1] - gap]))[::-1]
+        assert largest_error_in_float32(make, FLOW, pairs) < 0.02, gap
+
+
 @pytest.mark.parametrize("sampler", ["unipc_3", "dpm_solver_pp_3", "deis_4"])
 def test_ten_thousand_steps_in_float32_add_up_rounding_alone(sampler):
     chain = processes.ddpm(1, 0.5, 0.5)
