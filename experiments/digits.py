@@ -349,6 +349,11 @@ def restore(
     record = runs.read_record(command.existing(directory, option, remedy))
     with contextlib.closing(fitting.open_checkpoints(directory)) as checkpoints:
         restored = None if record is None else checkpoints.restore()
+        if record is None and checkpoints.steps():
+            raise Refusal(
+                f"{option} {directory} holds checkpoints and no config.json, which says what they "
+                "are of. Bring it back."
+            )
         if record is None or restored is None:
             raise Refusal(f"{option} {directory} holds no checkpoint yet.{remedy}")
         config = from_record(record["config"])

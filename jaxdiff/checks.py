@@ -82,6 +82,8 @@ def number(
         TypeError: if it is no real number.
         ValueError: if it is an array of other shape, NaN, or out of range.
     """
+    if isinstance(value, list | tuple):
+        raise TypeError(f"`{name}` must be a real number; got {shown(value)}.")
     real(name, value, "be a real number")
     if np.shape(value) != ():
         raise ValueError(f"`{name}` must be one number; got shape {np.shape(value)}.")
@@ -103,14 +105,21 @@ def real(name: str, value: Any, wanted: str = "hold real numbers") -> None:
 
     Raises:
         TypeError: if it does not.
+        ValueError: if it is an empty list.
     """
+    if isinstance(value, list | tuple):
+        if not value:
+            raise ValueError(f"`{name}` must {wanted}; got none.")
+        for each in value:  # one by one: some may be traced
+            real(name, each, wanted)
+        return
     dtype = value.dtype if isinstance(value, jax.Array | np.ndarray | np.generic) else None
-    if dtype is None and not isinstance(value, list | tuple):
+    if dtype is None:
         try:
             dtype = np.asarray(value).dtype
         except (TypeError, ValueError):
             raise TypeError(f"`{name}` must {wanted}; got {shown(value)}.") from None
-    if dtype is None or not any(jnp.issubdtype(dtype, k) for k in (jnp.integer, jnp.floating)):
+    if not any(jnp.issubdtype(dtype, k) for k in (jnp.integer, jnp.floating)):
         raise TypeError(f"`{name}` must {wanted}; got {shown(value)}.")
 
 
@@ -264,13 +273,16 @@ def whole_numbers(name: str, value: Any, high: int | None = None) -> Array:
         TypeError: if it holds anything else, booleans too.
         ValueError: if a known one is out of range.
     """
-    array = numerics.as_array(value, name)
+    given = numerics.concrete(value)  # as it was: JAX would wrap 2^32 around to 0
+    traced_or_placed = given is None or isinstance(value, jax.Array)
+    array = numerics.as_array(value if traced_or_placed else given, name)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"`{name}` must hold integers; got {array.dtype}.")
-    known = numerics.concrete(array)
-    if known is None or known.size == 0:
+    if given is None or given.size == 0:
         return array
-    least, most = known.min(), known.max()
+    least, most = given.min(), given.max()
+    if high is None and most > jnp.iinfo(array.dtype).max:
+        high = jnp.iinfo(array.dtype).max + 1
     if least < 0 or (high is not None and most >= high):
         wanted = "at least 0" if high is None else f"in 0..{high - 1}"
         raise ValueError(f"`{name}` must be {wanted}; got values from {least} to {most}.")

@@ -204,6 +204,10 @@ def of_batch(batch: Mapping[str, Any], num_rows: int) -> Rows | None:
                 f'batch["rows"].{name} must have one entry for each of the {num_rows} rows; '
                 f"got shape {jnp.shape(field)}."
             )
+        if not jnp.issubdtype(jnp.result_type(field), jnp.integer):
+            raise TypeError(
+                f'batch["rows"].{name} must hold integers; got {jnp.result_type(field)}.'
+            )
     return rows
 
 

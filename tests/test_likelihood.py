@@ -7,7 +7,15 @@ import pytest
 from cases import MIXTURE, NO_SIGNAL_AT_END, PROCESSES, chosen
 from jax.scipy.stats import norm
 
-from jaxdiff import Mixture, denoisers, guidance, likelihood, numerics, probability_flow
+from jaxdiff import (
+    Mixture,
+    denoisers,
+    guidance,
+    likelihood,
+    numerics,
+    probability_flow,
+    processes,
+)
 
 X = np.random.default_rng(2).normal(size=(4, 2)) * np.array([1.0, 0.5])
 
@@ -177,6 +185,7 @@ def test_bad_arguments_are_refused(options, match):
         (lambda p: likelihood.log_prob(p, jnp.multiply, X[:0]), "`x` must hold at least one row"),
         (lambda p: likelihood.log_prob(p, MIXTURE, X), "`denoise` must be a function"),
         (lambda p: likelihood.log_prob(jnp.multiply, p, X), "`process` must be a process"),
+        (lambda p: likelihood.default_t_min(processes.flow), r"Call it: flow\(\)"),
         (
             lambda p: likelihood.log_prob(p, jnp.multiply, X, key=0, num_probes=1),
             "`key` must be a typed key",

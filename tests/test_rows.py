@@ -122,6 +122,7 @@ def test_a_loss_of_numbered_rows_is_that_of_the_rows_of_the_whole(name):
         (jnp.arange(3), "must be a jaxdiff.rows.Rows"),
         (rows.Rows(jnp.arange(2), jnp.full(2, 3)), r'batch\["rows"\].numbers'),
         (rows.Rows(jnp.arange(3), jnp.asarray(3)), r'batch\["rows"\].total'),
+        (rows.Rows(jnp.arange(3.0), jnp.full(3, 3)), r'batch\["rows"\].numbers must hold integers'),
     ],
 )
 def test_rows_that_do_not_number_the_batch_are_refused(bad, match):

@@ -226,6 +226,16 @@ def test_times_that_nearly_agree_do_no_harm(sampler, gap):
     assert joined < 2 * plain + 1e-4
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_grid_of_close_pairs_does_not_let_errors_of_unipc_grow(order):
+    """Its outputs are of points before correction: over a short distance, a large slope."""
+    make = functools.partial(samplers.unipc, order=order)
+    ts = np.linspace(0.98, 0.0, 21)
+    for gap in (1e-3, 1e-4):
+        pairs = np.sort(np.concatenate([ts, ts[1:-1] - gap]))[::-1]
+        assert largest_error_in_float32(make, FLOW, pairs) < 0.02, gap
+
+
 @pytest.mark.parametrize("sampler", ["unipc_3", "dpm_solver_pp_3", "deis_4"])
 def test_ten_thousand_steps_in_float32_add_up_rounding_alone(sampler):
     chain = processes.ddpm(1, 0.5, 0.5)
@@ -358,6 +368,7 @@ def test_a_sampler_of_ones_own_runs():
 FLOW = PROCESSES["flow"]
 RISING = np.linspace(0.1, 1.0, 4)
 LANGEVIN = samplers.langevin(denoisers.to_score(VP, jnp.multiply), 0.1)
+LANGEVIN_ASCENT = samplers.langevin(jnp.multiply, lambda t: -0.1)
 EPS = denoisers.from_network(lambda x, t: x, FLOW, "eps")
 
 
@@ -407,7 +418,17 @@ EPS = denoisers.from_network(lambda x, t: x, FLOW, "eps")
         (
             lambda s: sample(KEY, s, noise(VP), grid(VP), index=jnp.arange(8) - 1),
             ValueError,
-            "`index` must be at least 0; got values from -1",
+            r"`index` must be in 0\.\.4294967295; got values from -1",
+        ),
+        (
+            lambda s: sample(KEY, s, noise(VP), grid(VP), index=np.arange(8) + 2**32),
+            ValueError,
+            r"`index` must be in 0\.\.4294967295",
+        ),
+        (
+            lambda s: sample(KEY, LANGEVIN_ASCENT, noise(VP), grid(VP)),
+            ValueError,
+            r"`step_size\(t\)` must be at least 0",
         ),
         (
             lambda s: sample(KEY, LANGEVIN, noise(VP), jnp.array([1.5, 0.5])),

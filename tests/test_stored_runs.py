@@ -16,6 +16,8 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import digits
+from experiments.command import Refusal
 from jaxdiff.training import checksums, lock, run, step_folders
 from jaxdiff.training.checkpoint import CheckpointError, Checkpoints
 
@@ -278,6 +280,12 @@ def test_a_config_changed_by_hand_is_not_believed(tmp_path):
     rewrite(tmp_path, config={**CONFIG, "width": 9})
     with pytest.raises(run.RunError, match=rf"was changed: its hash is {written['hash']}"):
         run.read_record(tmp_path)
+
+
+def test_checkpoints_without_a_config_are_not_said_to_be_none(tmp_path):
+    save(tmp_path / "checkpoints", 2)
+    with pytest.raises(Refusal, match="holds checkpoints and no config.json"):
+        digits.restore(tmp_path)
 
 
 def test_a_record_of_earlier_versions_is_held_to_its_hash_too(tmp_path):

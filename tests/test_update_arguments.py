@@ -113,6 +113,7 @@ BAD_LOSSES = {
     ),
     "a column": (lambda p, k, b: ((b["x0"] @ p["w"])[:, None], {}), "one loss an example"),
     "no metrics": (lambda p, k, b: b["x0"] @ p["w"], "`loss_fn` must return"),
+    "whole numbers": (lambda p, k, b: (jnp.ones(8, int), {}), "loss of floating-point numbers"),
     "a list of metrics": (lambda p, k, b: (b["x0"] @ p["w"], [1.0]), "metrics by name"),
     "a taken name": (
         lambda p, k, b: (b["x0"] @ p["w"], {"grad_norm": jnp.ones(8)}),
@@ -154,6 +155,7 @@ def test_parameters_without_a_gradient_are_refused(params, match):
     ("arguments", "match"),
     [
         ((start(decay={"a": 0.5}), KEY, {"x0": X0}), "`state.ema` must hold"),
+        ((start()._replace(opt_state=()), KEY, {"x0": X0}), "`state.opt_state` must be of this"),
         (({"w": jnp.ones(3)}, KEY, {"x0": X0}), "`state` must be a TrainState"),
         ((start(), jax.random.PRNGKey(0), {"x0": X0}), "`key` must be a typed key.*legacy"),
         ((start(), 0, {"x0": X0}), "`key` must be a typed key.*got int"),
@@ -254,7 +256,7 @@ def test_a_null_that_does_not_fit_is_refused(null, cond, match):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"drop_cond": "often"}, "`drop_cond` must hold real numbers"),
+        ({"drop_cond": "often"}, "`drop_cond` must be a real number"),
         ({"drop_cond": float("nan"), "null_cond": 0}, "`drop_cond` must lie in"),
         ({"times": timesteps.draw_uniform}, "`times` must be a function.*called first"),
         ({"times": timesteps.draw_log_snr}, "`times` must be a function.*called first"),

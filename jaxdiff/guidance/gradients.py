@@ -100,6 +100,7 @@ def dps(
         raise ValueError(f"`noise_std` or `data_std` must be positive; got {noise_std} for both.")
     check_scale(scale)
     checks.real("y", y)
+    y = numerics.as_array(y, "y")
 
     def guided(evaluate: Evaluate, x_t: Array, t: Array) -> Array:
         def measure(x: Array) -> tuple[Array, Array]:

@@ -42,6 +42,7 @@ def default_t_min(process: Process) -> Array:
     About 1e-5 for `vp`, 0.001 for `edm` and `flow`, 0.0006 for `cosine`, 0.005 for `sub_vp`,
     and 0 for `ve` whose sigma(0) is 0.01 already.
     """
+    checks.process(process)
     level = jnp.asarray(-2.0 * math.log(NOISE_LEFT), float)
     return jnp.maximum(process.time_of_log_snr(level), 0.0)
 
@@ -181,6 +182,7 @@ def bits_per_dim(log_prob: Array, num_dims: int, bin_width: Any) -> Array:
         ValueError: if `num_dims` < 1 or `bin_width` is known and not positive.
     """
     checks.real("log_prob", log_prob)
+    log_prob = numerics.as_array(log_prob, "log_prob")
     num_dims = checks.count("num_dims", num_dims)
     checks.number("bin_width", bin_width, 0.0, above=True)
     return -(log_prob + num_dims * jnp.log(bin_width)) / (num_dims * math.log(2.0))

@@ -47,7 +47,10 @@ def langevin(
     silent = known_noise is not None and known_noise == 0.0
 
     def step(key: Key, x: Array, t: Array, s: Array) -> Array:
-        size = jnp.asarray(step_size(t) if callable(step_size) else step_size, x.dtype)
+        size = step_size
+        if callable(step_size):
+            size = checks.number("step_size(t)", step_size(t), 0.0)
+        size = jnp.asarray(size, x.dtype)
         moved = x + size * score(x, t)
         if silent:
             return moved

@@ -16,7 +16,7 @@ Source: Lu et al. 2022 (arXiv:2211.01095), eqs. 8 and 9.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -51,19 +51,33 @@ class History(NamedTuple):
         outputs = jnp.zeros((length, *x.shape), x.dtype)
         return cls(outputs, jnp.zeros(length, x.dtype), jnp.zeros((), jnp.int32))
 
-    def apart_from(self, t: Array, s: Array) -> "History":
+    def apart_from(
+        self,
+        t: Array,
+        s: Array,
+        near: float = NEAR,
+        position: Callable[[Array], Array] = lambda t: t,
+    ) -> "History":
         """Return the history without a newest output too near to t for a step from t to s.
 
         A slope through two outputs a small part of the step apart is their rounding, multiplied;
         so the nearest one is left out, and those behind it still make the full order.
+
+        Args:
+            t: where the step starts.
+            s: where it ends.
+            near: the part of the step that is small.
+            position: of a time, as distances are measured.
         """
         if self.outputs.shape[0] == 0:
             return self
-        near = (self.written > 0) & (jnp.abs(self.times[0] - t) < NEAR * jnp.abs(s - t))
+        start = position(t)
+        reach = near * jnp.abs(position(s) - start)
+        drop = (self.written > 0) & (jnp.abs(position(self.times[0]) - start) < reach)
         return History(
-            jnp.where(near, jnp.roll(self.outputs, -1, axis=0), self.outputs),
-            jnp.where(near, jnp.roll(self.times, -1), self.times),
-            self.written - near.astype(self.written.dtype),
+            jnp.where(drop, jnp.roll(self.outputs, -1, axis=0), self.outputs),
+            jnp.where(drop, jnp.roll(self.times, -1), self.times),
+            self.written - drop.astype(self.written.dtype),
         )
 
     def push(self, output: Array, t: Array) -> "History":
@@ -105,7 +119,7 @@ def half_log_snr(process: Process, t: Array) -> Array:
 
 
 def usable_nodes(
-    history: History, nodes: Array, first: int, step: Array
+    history: History, nodes: Array, first: int, step: Array, near: float = NEAR
 ) -> tuple[list[Array], list[Array]]:
     """Return positions of the outputs from number `first` on, and which of them may be used.
 
@@ -118,12 +132,13 @@ def usable_nodes(
         nodes: their positions (M,), the step's start being at 0.
         first: the number of the first output.
         step: the length of the step in these positions, ().
+        near: which part of it is small.
     """
     positions, usable = [], []
     last, good = jnp.zeros((), nodes.dtype), jnp.asarray(True)
     for i in range(first, nodes.shape[0]):
         good = good & (history.written > i) & jnp.isfinite(nodes[i])
-        good = good & (jnp.abs(nodes[i] - last) > NEAR * jnp.abs(step))
+        good = good & (jnp.abs(nodes[i] - last) > near * jnp.abs(step))
         last = jnp.where(good, nodes[i], last - jnp.where(step >= 0, 1.0, -1.0))
         positions.append(last)
         usable.append(good)
@@ -203,16 +218,23 @@ def interpolant_change(values: Sequence[Array], nodes: Sequence[Array], h: Array
 
 
 def extrapolate(
-    process: Process, history: History, x0_hat: Array, t: Array, s: Array, order: int
+    process: Process,
+    history: History,
+    x0_hat: Array,
+    t: Array,
+    s: Array,
+    order: int,
+    near: float = NEAR,
 ) -> Array:
     """Return what the earlier outputs add to a step with constant x0_hat, over alpha_s.
 
     Order 2 is the midpoint form (2M), order 3 integrates the quadratic exactly; lower orders
-    start, as the history fills. An infinite step, from alpha = 0 or to sigma = 0, adds nothing.
+    start, as the history fills, and serve where outputs are nearer than the part `near` of the
+    step. An infinite step, from alpha = 0 or to sigma = 0, adds nothing.
     """
     if order == 1:
         return jnp.zeros_like(x0_hat)
-    nodes, usable, h = predictor_nodes(process, history, t, s)
+    nodes, usable, h = predictor_nodes(process, history, t, s, near)
     values = [x0_hat, *history.outputs[: order - 1]]
     change = midpoint_change(values, nodes, h)
     midpoint = jnp.where(usable[0], -jnp.expm1(-h) * change, 0.0)
@@ -231,7 +253,7 @@ def midpoint_change(values: Sequence[Array], nodes: Sequence[Array], h: Array) -
 
 
 def predictor_nodes(
-    process: Process, history: History, t: Array, s: Array
+    process: Process, history: History, t: Array, s: Array, near: float = NEAR
 ) -> tuple[list[Array], list[Array], Array]:
     """Return positions of the earlier outputs, which of them a step may use, and its length h.
 
@@ -241,5 +263,6 @@ def predictor_nodes(
     length = half_log_snr(process, s) - here
     finite = jnp.isfinite(length)
     h = jnp.where(finite, length, 1.0)
-    nodes, usable = usable_nodes(history, half_log_snr(process, history.times) - here, 0, h)
+    positions = half_log_snr(process, history.times) - here
+    nodes, usable = usable_nodes(history, positions, 0, h, near)
     return nodes, [finite & good for good in usable], h

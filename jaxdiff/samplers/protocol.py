@@ -91,7 +91,7 @@ def sample(
     ts = timesteps.check_grid(ts)
     sampler.check(ts)
     if index is not None:
-        index = checks.whole_numbers("index", index)
+        index = checks.whole_numbers("index", index, 2**32)  # what a key can be folded with
         if index.shape != x_T.shape[:1]:
             raise ValueError(f"`index` must have shape {x_T.shape[:1]}; got {index.shape}.")
     return _run(key, sampler, x_T, ts, index, collect)

@@ -1,5 +1,6 @@
 """UniPC: a multistep predictor and a corrector that costs no evaluation of its own."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,6 +16,13 @@ from jaxdiff.samplers.multistep import (
 )
 from jaxdiff.samplers.protocol import Sampler, follow_flow, solver, taken
 from jaxdiff.typing import Array, Denoiser, Key
+
+NEAR = 0.05
+"""The part of a step, in log-SNR, within which an earlier output gives no slope.
+
+Outputs are of points before they are corrected, so a slope through two of them holds how far two
+predictions were off, over their distance. Where that is small, errors would grow from step to step.
+"""
 
 
 class State(NamedTuple):
@@ -71,7 +79,7 @@ def unipc(process: Process, denoise: Denoiser, order: int = 3) -> Sampler:
             finite = jnp.isfinite(length)
             h = jnp.where(finite, length, 1.0)
             positions = half_log_snr(process, times) - before
-            nodes, usable = usable_nodes(state.history, positions, 1, h)
+            nodes, usable = usable_nodes(state.history, positions, 1, h, NEAR)
             values = [outputs[0], x0_hat, *outputs[1:]]
             terms = interpolant_change(values, [jnp.zeros_like(h), h, *nodes], h)
             total = terms[0]
@@ -84,8 +92,8 @@ def unipc(process: Process, denoise: Denoiser, order: int = 3) -> Sampler:
         x0_hat = denoise(state.x, t)
         x_t = jnp.where(state.corrects, correct(state, x0_hat, t), state.x)
         x_s = follow_flow(process, x_t, x0_hat, t, s)
-        history = state.history.apart_from(t, s)
-        x_s += process.alpha(s) * extrapolate(process, history, x0_hat, t, s, order)
+        history = state.history.apart_from(t, s, NEAR, partial(half_log_snr, process))
+        x_s += process.alpha(s) * extrapolate(process, history, x0_hat, t, s, order, NEAR)
         return State(x_s, x_t, history.push(x0_hat, t), jnp.asarray(True))
 
     return solver(

@@ -69,6 +69,20 @@ def judge_state(state: Any, names: Mapping[str, Any] | None) -> None:
         )
 
 
+def judge_opt_state(state: Any, optimizer: Any) -> None:
+    """Refuse a state of another optimizer.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    made: Any = jax.tree.structure(jax.eval_shape(optimizer.init, state.params))
+    if made != jax.tree.structure(state.opt_state):
+        raise ValueError(
+            "`state.opt_state` must be of this update's `optimizer`; it is another's: give "
+            "training.init and make_update the same one."
+        )
+
+
 def judged_loss(returned: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
     """Return what a loss returned, if it is a loss an example and metrics with names of their own.
 
@@ -88,6 +102,10 @@ def judged_loss(returned: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
         raise ValueError(
             f"`loss_fn` must return one loss an example, shape {wanted}; got "
             f"{jnp.shape(loss)}. Means over the batch are the update's."
+        )
+    if not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise TypeError(
+            f"`loss_fn` must return a loss of floating-point numbers; got {jnp.result_type(loss)}."
         )
     if not isinstance(metrics, Mapping):
         raise TypeError(f"`loss_fn` must return metrics by name; got {checks.shown(metrics)}.")

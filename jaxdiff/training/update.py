@@ -149,7 +149,11 @@ def make_update(
         if axis_name is not None:
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
         step = state.step + 1
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        try:
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        except (AttributeError, TypeError, ValueError):
+            judging.judge_opt_state(state, optimizer)
+            raise
         params = optax.apply_updates(state.params, updates)
         if names is None:
             ema = _average(state.ema, params, ema_decay, step)  # type: ignore[arg-type]
