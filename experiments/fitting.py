@@ -60,6 +60,8 @@ class TrainingConfig(Protocol):
 
 INITIAL_SHARE = 0.05
 """How much of an average may be the initial parameters before it is said."""
+FEW_STEPS = 100
+"""Runs of fewer steps try the way out, and no average of them is meant."""
 MAIN = "main"
 """The name of the average of `ema_decay` where others are kept beside it."""
 NONFINITE = "nonfinite.json"
@@ -107,7 +109,7 @@ def warn_of_start(averages: Iterable[tuple[float | ema.PowerDecay, int]]) -> Non
         (decay, num_steps): ema.initial_share(decay, num_steps) for decay, num_steps in averages
     }
     for (decay, num_steps), share in told.items():
-        if share > INITIAL_SHARE:
+        if share > INITIAL_SHARE and num_steps >= FEW_STEPS:
             print(
                 f"warning: after {num_steps} steps {share:.0%} of the average of decay {decay:g} "
                 "is still the initial parameters. Train longer, or take a decay of at most "

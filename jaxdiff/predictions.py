@@ -108,6 +108,8 @@ def error_ratio(process: Process, target: str, source: str, t: Array) -> Array:
         return jnp.ones_like(t)
     # Directions (d x0, d eps) that leave x_t where it is are multiples of (sigma, -alpha).
     sigma, alpha = process.sigma(t), process.alpha(t)
+    if {target, source} == {"eps", "score"}:  # both are multiples of alpha, which may be 0
+        alpha = jnp.ones_like(alpha)
     return _FROM_PAIR[target](process, sigma, -alpha, t) / _FROM_PAIR[source](
         process, sigma, -alpha, t
     )

@@ -102,13 +102,16 @@ def make_update(
         `accumulate` equal parts, or an axis that is mapped and not named, or the other way round.
 
     Raises:
-        TypeError: if `loss_fn` is no function or `accumulate` no whole number.
+        TypeError: if `loss_fn` is no function, `optimizer` none of optax, `accumulate` no whole
+            number or `skip_nonfinite` no truth value.
         ValueError: if a decay is out of its range or `accumulate` below 1.
     """
     checks.function("loss_fn", loss_fn, "(params, key, batch) -> (loss (B,), metrics)", takes=3)
     judging.judge_optimizer(optimizer)
     names = check_decay(ema_decay)
     accumulate = checks.count("accumulate", accumulate)
+    if not isinstance(skip_nonfinite, bool):
+        raise TypeError(f"`skip_nonfinite` must be true or false; got {skip_nonfinite!r}.")
 
     def mean_loss(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:
         loss, metrics = judging.judged_loss(loss_fn(_gather.get()(params), key, batch), batch)
