@@ -83,7 +83,7 @@ def number(
         ValueError: if it is an array of other shape, NaN, or out of range.
     """
     if isinstance(value, list | tuple):
-        raise TypeError(f"`{name}` must be a real number; got {shown(value)}.")
+        raise TypeError(f"`{name}` must be one number; got {shown(value)}.")
     real(name, value, "be a real number")
     if np.shape(value) != ():
         raise ValueError(f"`{name}` must be one number; got shape {np.shape(value)}.")

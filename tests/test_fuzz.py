@@ -403,7 +403,7 @@ def test_the_call_that_is_to_be_spoilt_works(case):
 
 @each_case
 def test_a_wrong_argument_is_refused_by_its_name(case):
-    fuzz(case, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "4")))
+    fuzz(case, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "2")))
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ class Noised(NamedTuple):
         """Return the network's output (B, ...) at x_t, or at another point.
 
         Raises:
+            TypeError: if it cannot be called so, or does not return an array.
             ValueError: if its shape is not that of x0.
         """
         x_t = self.x_t if x_t is None else x_t
