@@ -265,6 +265,7 @@ def weight(
         weighting: by default `weightings.simple()`.
 
     Raises:
+        TypeError: if `weighting` is no Weighting, such as a function that makes one.
         ValueError: if a kind is unknown.
     """
     predictions.check_kind("prediction", prediction)

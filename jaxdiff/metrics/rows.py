@@ -23,6 +23,7 @@ def as_rows(value: ArrayLike, name: str, *, at_least: int = 1) -> np.ndarray:
         integers, else the dtype that came.
 
     Raises:
+        TypeError: if `value` is no array.
         ValueError: if `value` has no sample axis or no features, too few rows, or holds
             anything but finite real numbers.
     """
