@@ -211,25 +211,30 @@ def train(folder, *options):
 
 
 @pytest.mark.slow
-def test_twenty_starts_in_a_used_folder_are_refused_in_a_sentence_and_change_nothing(tmp_path):
+def test_a_hundred_starts_in_a_used_folder_are_refused_in_a_sentence_and_change_nothing(tmp_path):
     slow = ["--width", "128", "--depth", "4", "--batch-size", "256", "--decay-steps", "99999"]
     first = train(tmp_path / "shared", *slow, "--num-steps", "99999")
     while not (tmp_path / "shared" / ".lock").exists():
         assert first.poll() is None
         time.sleep(0.02)
     seconds = []
-    for seed in range(20):
+    for seed in range(100):
         began = time.monotonic()
         _, err = train(tmp_path / "shared", *slow, "--seed", str(seed)).communicate(timeout=60)
         seconds.append(time.monotonic() - began)
         assert re.fullmatch(r"error: .*being written by process \d+ on .*\n", err), err
     print(f"the longest start took {max(seconds):.1f} s")
+    while not runs.read_metrics(tmp_path / "shared" / runs.METRICS):
+        assert first.poll() is None
+        time.sleep(0.1)
     first.send_signal(signal.SIGTERM)
     first.communicate()
     assert first.returncode == STOPPED_EXIT_CODE
     one = Checkpoints(tmp_path / "shared" / "checkpoints").restore()
     steps = str(one.step)
-    assert train(tmp_path / "alone", *slow, "--num-steps", steps).wait() == 0
+    alone = train(tmp_path / "alone", *slow, "--num-steps", steps, "--no-evaluate")
+    _, err = alone.communicate()
+    assert alone.returncode == 0, err
     two = Checkpoints(tmp_path / "alone" / "checkpoints").restore()
     for (path, got), (_, wanted) in zip(
         *(jax.tree.leaves_with_path(each.state) for each in (one, two)), strict=True
