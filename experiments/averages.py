@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from experiments.command import Refusal, refusing
-from experiments.fitting import MAIN, TrainingConfig, ema_decays, main_average
+from experiments.evaluations import MAIN
+from experiments.fitting import TrainingConfig, ema_decays, main_average
 from jaxdiff.training import ema
 from jaxdiff.training.checkpoint import CheckpointError, Checkpoints
 from jaxdiff.typing import PyTree

@@ -149,7 +149,7 @@ def is_judged(config: Config, directory: Path, split: str) -> bool:
 
     How it was judged may be another matter: `evaluate` decides that, and then it stays.
     """
-    if not fitting.is_judged(directory, config.num_steps):
+    if not evaluations.is_judged(directory, config.num_steps):
         return False
     others = evaluations.differing(directory, digits_report.settings(config, split))
     if others and distributed.is_main():

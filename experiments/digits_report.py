@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments import evaluations, flows, image_data, methods
 from experiments.digits_likelihood import Judged, judge, make_bits_of, say
-from experiments.fitting import MAIN
+from experiments.evaluations import MAIN
 from experiments.image_model import (
     PROCESSES,
     Config,
@@ -78,18 +78,17 @@ def write(
     if not distributed.is_main():
         return
     say("Figures", progress)
-    results: dict[str, Any] = {"step": step, "average": average, **settings(config, test.split)}
-    results |= judged.results
-    results["steps_per_second"] = _median_rate(directory)
+    results = {**judged.results, "steps_per_second": _median_rate(directory)}
     results["samples_per_second"] = draw(
         config, model, params, key_draw, test, directory, devices=devices
     )
-    report = _report(config, model, results, judged, directory, train, test)
-    evaluations.write(directory, results, report)
+    of = {"step": step, "average": average, **settings(config, test.split)}
+    report = _report(config, model, of, results, judged, directory, train, test)
+    evaluations.write(directory, of, results, report)
 
 
 def settings(config: Config, split: str) -> dict[str, Any]:
-    """Return how a run is judged, as evaluation.json says it."""
+    """Return how a run is judged, as judged.json says it."""
     names = ("eval_examples", "eval_tolerance", "sample_steps")
     asked = {"mixture_sizes": list(config.mixture_components)}
     return {"eval_split": split, **{name: getattr(config, name) for name in names}, **asked}
@@ -204,7 +203,8 @@ def _draw_noising(
 def _report(
     config: Config,
     model: Model,
-    results: Mapping[str, Any],
+    of: Mapping[str, Any],
+    results: Mapping[str, float],
     judged: Judged,
     directory: Path,
     train: data.Images,
@@ -214,7 +214,7 @@ def _report(
     versions = ", ".join(f"{name} {v}" for name, v in record.get("versions", {}).items())
     num_params = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init_params)))
     rate = results["steps_per_second"]
-    trained = evaluations.steps(results["step"], config.num_steps)
+    trained = evaluations.steps(of["step"], config.num_steps)
     notes = [*judged.notes, *_left_out(train, test)]
     said = "".join(f"\n- {note}" for note in notes)
     return f"""\
@@ -222,7 +222,7 @@ def _report(
 
 ![samples](samples.png)
 
-Judged: the parameters of step {results["step"]}, average {_named(config, results["average"])}, by \
+Judged: the parameters of step {of["step"]}, average {_named(config, of["average"])}, by \
 {test.name}/{test.split}.
 {said}
 
@@ -276,7 +276,7 @@ def _left_out(train: data.Images, test: data.Images) -> list[str]:
     return notes
 
 
-def _likelihood_table(results: Mapping[str, Any], judged: Judged) -> str:
+def _likelihood_table(results: Mapping[str, float], judged: Judged) -> str:
     lines = ["| bits per dimension | |", "|---|---|"]
     held_out, stderr = (results.get(f"held_out_bits_per_dim{end}") for end in ("", "_stderr"))
     if held_out is not None and stderr is not None:
@@ -293,7 +293,7 @@ def _likelihood_table(results: Mapping[str, Any], judged: Judged) -> str:
 
 
 def _likelihood_words(
-    config: Config, results: Mapping[str, Any], train: data.Images, test: data.Images
+    config: Config, results: Mapping[str, float], train: data.Images, test: data.Images
 ) -> str:
     count = min(config.eval_examples, len(test), len(train))
     compared = ""

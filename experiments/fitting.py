@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.command import REPORT, refusing
+from experiments.command import refusing
+from experiments.evaluations import MAIN
 from experiments.running import Running
 from jaxdiff import files, training
 from jaxdiff.training import distributed, ema, lock, loop, parallel, throughput
@@ -62,11 +63,7 @@ INITIAL_SHARE = 0.05
 """How much of an average may be the initial parameters before it is said."""
 FEW_STEPS = 100
 """Runs of fewer steps try the way out, and no average of them is meant."""
-MAIN = "main"
-"""The name of the average of `ema_decay` where others are kept beside it."""
 NONFINITE = "nonfinite.json"
-EVALUATION = "evaluation.json"
-"""What was measured of a run, of the `step` and the `average` that it names; written last."""
 
 
 def build_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
@@ -122,21 +119,6 @@ def warn_of_start(averages: Iterable[tuple[float | ema.PowerDecay, int]]) -> Non
 def main_average(config: TrainingConfig, averages: PyTree) -> PyTree:
     """The average of `ema_decay`, of what a state of this config has as `ema`."""
     return averages[MAIN] if isinstance(ema_decays(config), Mapping) else averages
-
-
-def is_judged(directory: Path, step: int, report: str = REPORT) -> bool:
-    """Tell whether the report of a run is that of a step and of its main average.
-
-    A report is written before the evaluation that names its step and average, so that a crash
-    between the two shows. One of earlier versions names none, and is believed.
-    """
-    if not (directory / report).exists():
-        return False
-    try:
-        found = json.loads((directory / EVALUATION).read_bytes())
-        return (found.get("step", step), found.get("average", MAIN)) == (step, MAIN)
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def open_checkpoints(

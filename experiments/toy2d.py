@@ -274,7 +274,7 @@ def main_command(
             progress=not quiet,
         )
         if not (
-            fitting.is_judged(directory, config.num_steps)
+            evaluations.is_judged(directory, config.num_steps)
             and not evaluations.differing(directory, toy2d_report.settings(config))
         ):
             toy2d_report.write(config, model, params, directory, progress=not quiet)

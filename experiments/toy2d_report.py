@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import evaluations, flows
-from experiments.fitting import MAIN
+from experiments.evaluations import MAIN
 from experiments.methods import METHODS
 from experiments.tables import markdown
 from jaxdiff import denoisers, likelihood, metrics, plotting, sample, timesteps, variational
@@ -45,7 +45,7 @@ def write(
     log_prob_of = make_log_prob(config, model)
     say(f"The likelihood of {config.eval_points} points")
     found, notes = judge(config, model, params, keys[3], held_out, log_prob_of)
-    results = {"step": config.num_steps, "average": MAIN, **settings(config), **found}
+    results = dict(found)
     say("A classifier of samples and draws")
     if np.isfinite(samples).all():
         told = metrics.c2st(others, samples)
@@ -69,15 +69,16 @@ def write(
         title=f"Training loss: {config.loss}",
         ylabel="loss",
     )
-    kept = {name: value for name, value in results.items() if evaluations.is_finite(value)}
+    kept = evaluations.finite(results)
     if len(kept) < len(results):
         lost = ", ".join(sorted(results.keys() - kept.keys()))
         notes.append(f"Not finite, and left out: {lost}.")
-    evaluations.write(directory, kept, report(config, kept, notes, directory))
+    of = {"step": config.num_steps, "average": MAIN, **settings(config)}
+    evaluations.write(directory, of, kept, report(config, kept, notes, directory))
 
 
 def settings(config: "Config") -> dict[str, Any]:
-    """Return how a run is judged, as evaluation.json says it."""
+    """Return how a run is judged, as judged.json says it."""
     names = ("eval_points", "eval_tolerance", "sampler", "sample_steps", "grid_size")
     return {name: getattr(config, name) for name in names}
 
@@ -291,7 +292,7 @@ A classifier tells samples from draws with accuracy {results["c2st"]:.3f} ± \
 
 ![target, density, samples](density.png)
 
-Judged: the parameters of step {results["step"]}, average `{results["average"]}` (decay \
+Judged: the parameters of step {config.num_steps}, average `{MAIN}` (decay \
 {config.ema_decay:g}).
 
 {said}

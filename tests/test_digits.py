@@ -174,8 +174,11 @@ def test_what_the_data_are_is_recorded_and_exported(trained, capsys, tmp_path):
 
 
 def test_a_report_says_what_it_is_of(trained):
+    of = json.loads((trained / "judged.json").read_text())
+    assert (of["step"], of["average"], of["eval_split"]) == (20, "main", "test")
     results = json.loads((trained / "evaluation.json").read_text())
-    assert (results["step"], results["average"], results["eval_split"]) == (20, "main", "test")
+    assert results["step"] == 20
+    assert all(math.isfinite(value) for value in results.values())
     assert (
         "step 20, average `main` (decay 0.99), by digits/test"
         in (trained / "report.md").read_text()
@@ -201,7 +204,9 @@ def test_a_run_is_judged_by_what_is_asked_and_the_last_step_has_the_last_word(
     assert "step 10 of 20" in out
     assert "The likelihood of the held-out images is not known: the solver stopped." in out
     results = json.loads((folder / "evaluation.json").read_text())
-    assert (results["step"], results["eval_examples"], results["sample_steps"]) == (10, 4, 2)
+    of = json.loads((folder / "judged.json").read_text())
+    assert (of["step"], of["eval_examples"], of["sample_steps"]) == (10, 4, 2)
+    assert results["step"] == 10
     assert results["mixture_components"] in (1, 3)
     assert "held_out_bits_per_dim" not in results
     assert "4 held-out images" in err  # progress

@@ -1,5 +1,7 @@
 """Where likelihoods of trained models run, and what is said where they cannot be taken."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from cases import MIXTURE
 from experiments import digits_likelihood, evaluations, flows
 from experiments.command import REPORT, Refusal
 from experiments.digits_likelihood import chunks, is_full, mixture_bits, mixture_rows
-from experiments.fitting import EVALUATION, is_judged
+from experiments.evaluations import EVALUATION, JUDGED, is_judged
 from experiments.methods import METHODS
 from jaxdiff import data, denoisers, likelihood, predictions, processes
 
@@ -101,20 +103,33 @@ def test_mixtures_of_many_dimensions_are_bounded(monkeypatch):
 
 def test_a_report_is_of_a_step_and_an_average(tmp_path):
     settings = {"eval_split": "test", "sizes": [2]}
-    results = {"step": 20, "average": "main", **settings, "nll": 1.5, "lost": float("nan")}
+    of = {"step": 20, "average": "main", **settings}
+    results = {"nll": 1.5, "lost": float("nan")}
     assert not is_judged(tmp_path, 20)
-    evaluations.write(tmp_path, results, "# report")
+    evaluations.write(tmp_path, of, results, "# report")
     assert is_judged(tmp_path, 20)
     assert not is_judged(tmp_path, 10)
-    assert evaluations.read(tmp_path)["nll"] == 1.5
-    assert "lost" not in evaluations.read(tmp_path)
+    assert json.loads((tmp_path / EVALUATION).read_text()) == {"step": 20, "nll": 1.5}
     assert evaluations.differing(tmp_path, settings | {"unknown": 1}) == []
     assert evaluations.differing(tmp_path, {"sizes": [3]}) == ["sizes [2] (asked [3])"]
-    evaluations.write(tmp_path, results | {"average": "0.5"}, "# report")
+    evaluations.write(tmp_path, of | {"average": "0.5"}, results, "# report")
     assert not is_judged(tmp_path, 20)
-    (tmp_path / EVALUATION).write_text("{")
+    evaluations.write(tmp_path, of, results, "# report")
+    (tmp_path / JUDGED).write_text("{")
     assert not is_judged(tmp_path, 20)
-    (tmp_path / REPORT).unlink()
-    assert evaluations.read(tmp_path) == {}
+    (tmp_path / JUDGED).unlink()  # a crash before it was written
+    assert not is_judged(tmp_path, 20)
     assert evaluations.steps(11, 5000) == "step 11 of 5000"
     assert evaluations.steps(20, 20) == "20 steps"
+
+
+def test_reports_of_earlier_versions_are_known(tmp_path):
+    (tmp_path / REPORT).write_text("# report")
+    (tmp_path / EVALUATION).write_text(json.dumps({"nll": 1.5}))
+    assert is_judged(tmp_path, 20)
+    (tmp_path / EVALUATION).write_text(json.dumps({"step": 20, "average": "main", "grid": 4}))
+    assert is_judged(tmp_path, 20)
+    assert not is_judged(tmp_path, 10)
+    assert evaluations.differing(tmp_path, {"grid": 8}) == ["grid 4 (asked 8)"]
+    (tmp_path / REPORT).unlink()
+    assert not is_judged(tmp_path, 20)
