@@ -8,7 +8,7 @@ import pytest
 
 from jaxdiff.training import distributed
 
-POD = (pathlib.Path(__file__).parent.parent / "experiments" / "pod.md").read_text()
+POD = (pathlib.Path(__file__).parent.parent / "docs" / "pods.md").read_text()
 RECIPES = re.findall(r"--ntasks-per-node=(\d+) --gres=gpu:(\d+)([^`]*)", POD)
 
 
@@ -40,7 +40,7 @@ def test_a_slurm_job_that_would_leave_gpus_idle_is_refused(tasks, told, started,
 
 
 @pytest.mark.parametrize(("tasks", "gpus", "rest"), RECIPES)
-def test_the_recipes_of_pod_md_use_every_gpu(tasks, gpus, rest, started, monkeypatch):
+def test_the_recipes_of_pods_md_use_every_gpu(tasks, gpus, rest, started, monkeypatch):
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", gpus)
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", f"{tasks}(x4)")
     for name, value in re.findall(r"^export (\w+)=(\S+)", rest, re.MULTILINE):
@@ -49,5 +49,5 @@ def test_the_recipes_of_pod_md_use_every_gpu(tasks, gpus, rest, started, monkeyp
     assert started == [(None, None, None)]
 
 
-def test_pod_md_has_a_recipe_for_one_process_a_gpu_and_for_one_a_node():
+def test_pods_md_has_a_recipe_for_one_process_a_gpu_and_for_one_a_node():
     assert [recipe[:2] for recipe in RECIPES] == [("8", "8"), ("1", "8")]
