@@ -1,14 +1,16 @@
 # make run    trains on real digits, judges and draws the model: see runs/digits/report.md
 # make test   checks everything but what takes minutes
 # make test-all   checks that too: a run killed twenty times, every experiment's smoke preset
-# Both install what they need into .venv from PyPI, at the versions of .constraints.txt.
+# They install what they need into .venv from PyPI, at the versions of .constraints.txt.
+# make test-newest   the tests with the newest versions of everything, in .venv-newest
 
 PYTHON  ?= python3
+NEWEST  ?= python3.13
 PRESET  ?= full
 RUN_DIR ?= runs/digits$(if $(filter-out full,$(PRESET)),-$(PRESET))
 BIN     := .venv/bin
 
-.PHONY: run test test-all lint clean
+.PHONY: run test test-all test-newest lint clean
 .DELETE_ON_ERROR:
 
 run: .venv/train
@@ -19,6 +21,9 @@ test: lint
 
 test-all: test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
+
+test-newest: .venv-newest/dev
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -38,5 +43,10 @@ lint: .venv/dev
 	  { echo "jaxdiff needs Python 3.11 or newer; $(PYTHON) is older. Try make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 
+.venv-newest/dev: pyproject.toml
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[train,dev]'
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-newest runs

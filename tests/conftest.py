@@ -2,12 +2,12 @@
 
 The tests compile many small programs and run each a few times, so XLA is asked to compile fast
 rather than well: less than half the time on a CPU. `XLA_FLAGS= pytest` asks for its defaults.
-Programs are forgotten every so many tests: thousands of them would take gigabytes.
+Programs are forgotten when they take too much memory: thousands of them would take gigabytes.
 OpenBLAS, which solves a mixture's 2 x 2 systems, is kept from waking threads for each of them.
 """
 
+import gc
 import importlib.metadata
-import itertools
 import os
 
 FLAGS = "--xla_backend_optimization_level=0"
@@ -21,11 +21,17 @@ import jax  # noqa: E402
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-PROGRAMS_OF = 150
-"""How many tests' programs are kept."""
-_count = itertools.count(1)
+KEPT_BYTES = 700 * 2**20
+"""How much compiled programs may take before they are forgotten."""
+_after_clearing = 0
 
 
 def pytest_runtest_teardown(item, nextitem):
-    if next(_count) % PROGRAMS_OF == 0:
+    global _after_clearing
+    with open("/proc/self/statm") as file:
+        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if _after_clearing and resident - _after_clearing > KEPT_BYTES:
         jax.clear_caches()
+        gc.collect()
+        _after_clearing = 0
+    _after_clearing = _after_clearing or resident

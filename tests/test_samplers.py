@@ -23,7 +23,7 @@ from jaxdiff.samplers import Sampler, ancestral, ddim, encode
 ROWS = np.arange(8)
 VP = processes.vp()
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
-each_case = pytest.mark.parametrize(("sampler", "name"), CASES)
+each_case = pytest.mark.parametrize(("sampler", "name"), CASES, scope="module")
 each_process = pytest.mark.parametrize("name", PROCESSES)
 
 
