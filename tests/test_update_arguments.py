@@ -67,13 +67,41 @@ def test_a_wrapped_loss_draws_the_noise_of_the_plain_one(name, wrapped):
     np.testing.assert_allclose(shards.params["w"][0], whole.params["w"], rtol=1e-12)
 
 
-def test_an_update_made_without_the_axis_of_pmap_is_refused():
-    step = parallel.pmap(make_update(own_loss, OPTIMIZER, ema_decay=0.9))
-    with pytest.raises(ValueError, match=r"`axis_name` must be 'data'.*axis_name=parallel.AXIS"):
-        step(start(), KEY, {"x0": X0})
-    step = parallel.jit(make_update(own_loss, OPTIMIZER, ema_decay=0.9, axis_name="data"))
+@pytest.mark.parametrize("axis_name", [None, "data", "another"])
+def test_what_parallel_compiles_is_told_its_axis(axis_name):
+    update = make_update(own_loss, OPTIMIZER, ema_decay=0.9, axis_name=axis_name)
+    wanted, _ = make_update(own_loss, OPTIMIZER, ema_decay=0.9)(start(), KEY, {"x0": X0})
+    mesh = parallel.make_mesh(1)
+    for step in (parallel.pmap(update), parallel.jit(update), parallel.mesh(update, mesh)):
+        state, _ = step(start(), KEY, {"x0": X0})
+        np.testing.assert_allclose(state.params["w"], wanted.params["w"], rtol=1e-12)
+
+
+def test_an_update_that_cannot_be_told_its_axis_is_refused_where_it_lacks_it():
+    update = make_update(own_loss, OPTIMIZER, ema_decay=0.9)
+
+    def plain(state, key, batch):
+        return update(state, key, batch)
+
+    with pytest.raises(ValueError, match="`axis_name` must be 'data'.*parallel.pmap"):
+        parallel.pmap(plain)(start(), KEY, {"x0": X0})
+    batch = {"x0": X0[None]}
+    with pytest.raises(ValueError, match="`axis_name` must be 'mine'"):
+        jax.pmap(update, axis_name="mine", in_axes=(None, None, 0))(start(), KEY, batch)
+    with pytest.raises(ValueError, match="`axis_name` must be 'of yours'"):
+        jax.pmap(update, in_axes=(None, None, 0))(start(), KEY, batch)
+    named = make_update(own_loss, OPTIMIZER, ema_decay=0.9, axis_name="data")
     with pytest.raises(ValueError, match="`axis_name` is 'data', and no such axis is mapped"):
-        step(start(), KEY, {"x0": X0})
+        jax.jit(named)(start(), KEY, {"x0": X0})
+    moved, _ = parallel.pmap(lambda *args: named(*args))(start(), KEY, {"x0": X0})
+    np.testing.assert_allclose(moved.params["w"], update(start(), KEY, {"x0": X0})[0].params["w"])
+
+
+def test_members_of_a_vmap_train_alone_without_an_axis():
+    update = make_update(own_loss, OPTIMIZER, ema_decay=0.9)
+    many = jax.vmap(update, (None, 0, None), axis_name="members")
+    states, _ = many(start(), jax.random.split(KEY, 2), {"x0": X0})
+    assert jnp.abs(states.params["w"][0] - states.params["w"][1]).min() > 0
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

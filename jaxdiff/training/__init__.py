@@ -3,7 +3,17 @@
 from jaxdiff.extras import needed_by
 
 with needed_by("jaxdiff.training"):
-    from jaxdiff.training import checkpoint, ema, parallel
-    from jaxdiff.training.update import TrainState, Update, init, make_update
+    from jaxdiff.training import checkpoint, ema, networks, parallel
+    from jaxdiff.training.state import TrainState, init
+    from jaxdiff.training.update import Update, make_update
 
-__all__ = ["TrainState", "Update", "checkpoint", "ema", "init", "make_update", "parallel"]
+__all__ = [
+    "TrainState",
+    "Update",
+    "checkpoint",
+    "ema",
+    "init",
+    "make_update",
+    "networks",
+    "parallel",
+]

@@ -46,6 +46,7 @@ from jaxdiff.training.sound_steps import (
     SoundSteps,
     UnusableError,
 )
+from jaxdiff.training.state import stored
 from jaxdiff.training.step_folders import CONFIG
 from jaxdiff.training.stored_tree import CheckpointError, key_kinds, snapshot
 from jaxdiff.training.tree_writer import TreeWriter
@@ -166,7 +167,8 @@ class Checkpoints:
 
         Args:
             step: the number of updates done.
-            state: any pytree of arrays whose dictionaries have string keys.
+            state: any pytree of arrays whose dictionaries have string keys. What is `frozen` in a
+                `TrainState` is not written: `restore` takes it from its target.
             config: the resolved config; anything JSON can hold.
             metrics: what was measured of this state, by name: numbers.
 
@@ -181,6 +183,7 @@ class Checkpoints:
             name: json.dumps(dict(values or {}), indent=2) + "\n"
             for name, values in ((CONFIG, config), (METRICS, _numbers(metrics)))
         }
+        state = stored(state)
         keys = key_kinds(state)
         self.wait()
         staged = step_folders.staged(self.directory, step)
@@ -260,7 +263,8 @@ class Checkpoints:
         Args:
             target: a tree of the structure, shapes and dtypes wanted, its leaves arrays or
                 `jax.ShapeDtypeStruct`. Those with a `.sharding` come back as JAX arrays placed so,
-                the others as NumPy arrays. None gives nested dicts and lists of NumPy arrays.
+                the others as NumPy arrays. What is `frozen` in a `TrainState` is not read but
+                left as it is. None gives nested dicts and lists of NumPy arrays.
             step: which one; by default the newest sound one.
 
         Returns:

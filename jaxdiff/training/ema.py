@@ -70,6 +70,36 @@ def check_decay(ema_decay: EmaDecay) -> Mapping[str, float | PowerDecay] | None:
     return named if isinstance(ema_decay, Mapping) else None
 
 
+def start(params: PyTree, ema_decay: EmaDecay) -> PyTree:
+    """Return the averages before the first update: copies of `params`, in float32 at least.
+
+    Raises:
+        ValueError: if a decay is out of its range.
+    """
+    names = check_decay(ema_decay)
+
+    def wide(leaf: Array) -> Array:
+        return jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32), copy=True)
+
+    if names is None:
+        return jax.tree.map(wide, params)
+    return {name: jax.tree.map(wide, params) for name in names}
+
+
+def move(averages: PyTree, params: PyTree, ema_decay: EmaDecay, step: Array) -> PyTree:
+    """Return the averages after the update that makes step `step` = 1, 2, ... and `params`."""
+    if isinstance(ema_decay, Mapping):
+        return {
+            name: move(averages[name], params, decay, step) for name, decay in ema_decay.items()
+        }
+    d = decay_at(ema_decay, step)
+
+    def of_leaf(e: Array, p: Array) -> Array:
+        return (d * e + (1.0 - d) * p.astype(e.dtype)).astype(e.dtype)
+
+    return jax.tree.map(of_leaf, averages, params)
+
+
 def initial_share(decay: float | PowerDecay, num_steps: int) -> float:
     """Return how much of an average is still the parameters before the first of `num_steps`.
 

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from jaxdiff.training.map_rows import map_rows
 from jaxdiff.training.placement import (
     AXIS,
     FSDP,
@@ -31,8 +32,9 @@ from jaxdiff.training.placement import (
     shardings,
     spread,
 )
-from jaxdiff.training.update import Update, gathering, scan_steps
-from jaxdiff.typing import Batch, PyTree
+from jaxdiff.training.program import Program
+from jaxdiff.training.update import Update
+from jaxdiff.typing import Batch, Key, PyTree
 
 __all__ = [
     "AXIS",
@@ -58,14 +60,16 @@ class Mode(NamedTuple):
     """Where states and batches lie, and how an update of them is compiled.
 
     Attributes:
-        axis_name: what `make_update` must be given.
+        axis_name: of the axis that `compile` maps, None where it maps none; a plain function that
+            `compile` is given must average over it, an update of `make_update` is told.
         num_shards: into how many equal parts a global batch is split.
         whole: where what every device holds lies: the key, and states that are not split.
         shardings: state, or its shapes -> where each leaf lies.
         place_batch: this process's rows of a batch -> the batch where `compile` wants it; of
             several batches, their axis leading, where `scanned` is true.
         compile: (update, donate=, scanned=) -> the compiled update of what was placed so; a
-            scanned one makes an update of each of several batches in one call.
+            scanned one makes an update of each of several batches in one call. What is frozen
+            in a state goes in and does not come out: it is neither copied nor donated.
     """
 
     axis_name: str | None
@@ -81,8 +85,8 @@ def mode_of_one_device() -> Mode:
     whole = SingleDeviceSharding(jax.local_devices()[0])
 
     def compiled(update: Update, *, donate: bool = False, scanned: bool = False) -> Update:
-        update = scan_steps(update) if scanned else update
-        return jax.jit(update, donate_argnums=_donated(donate))
+        program = Program(update, scanned=scanned)
+        return program.compiled(jax.jit(program, donate_argnums=_donated(donate)))
 
     return Mode(
         axis_name=None,
@@ -117,14 +121,16 @@ def mode_of_pmap(devices: Sequence[jax.Device] | None = None) -> Mode:
         return jax.tree.map(split, batch)
 
     def compiled(update: Update, *, donate: bool = False, scanned: bool = False) -> Update:
-        return jax.pmap(
-            scan_steps(update) if scanned else update,
+        program = Program(update, axis_name=AXIS, scanned=scanned)
+        mapped = jax.pmap(
+            program,
             axis_name=AXIS,
-            in_axes=(None, None, int(scanned)),
+            in_axes=(None, None, None, int(scanned)),
             out_axes=None,  # all replicas are alike
             devices=devices,
             donate_argnums=_donated(donate),
         )
+        return program.compiled(mapped)
 
     return Mode(
         axis_name=AXIS,
@@ -163,17 +169,16 @@ def mode_of_mesh(mesh: Mesh, *, fsdp: bool = False) -> Mode:
     )
 
     def compiled(update: Update, *, donate: bool = False, scanned: bool = False) -> Update:
-        many = scan_steps(update) if scanned else update
+        program = Program(update, scanned=scanned, gather=gather if fsdp else None)
 
-        def kept_in_place(state: PyTree, key: Any, batch: Batch) -> Any:
-            with gathering(gather if fsdp else lambda params: params):
-                state, metrics = many(state, key, batch)
+        def kept_in_place(state: PyTree, frozen: PyTree, key: Key, batch: Batch) -> Any:
+            state, metrics = program(state, frozen, key, batch)
             return (
                 jax.lax.with_sharding_constraint(state, placed(state)),
                 jax.lax.with_sharding_constraint(metrics, whole),
             )
 
-        return jax.jit(kept_in_place, donate_argnums=_donated(donate))
+        return program.compiled(jax.jit(kept_in_place, donate_argnums=_donated(donate)))
 
     return Mode(
         axis_name=None,
@@ -189,10 +194,12 @@ def jit(update: Update, *, donate: bool = False) -> Update:
     """Compile an update for one device.
 
     Args:
-        update: from `make_update` without an `axis_name`.
-        donate: let the new state take the buffers of the old one, which is then gone.
+        update: from `make_update`, or `networks.alternate`.
+        donate: let the new state take the buffers of the old one, which is then gone; all but
+            what is frozen in it.
     """
-    return jax.jit(update, donate_argnums=_donated(donate))
+    program = Program(update)
+    return program.compiled(jax.jit(program, donate_argnums=_donated(donate)))
 
 
 def pmap(
@@ -201,7 +208,8 @@ def pmap(
     """Compile an update for several devices by `jax.pmap`, each with a shard of the batch.
 
     Args:
-        update: from ``make_update(..., axis_name=parallel.AXIS)``.
+        update: from `make_update`, or `networks.alternate`. It is told the axis; a plain function
+            must average over `AXIS` itself.
         devices: by default all.
         donate: as in :func:`jit`.
 
@@ -216,7 +224,8 @@ def mesh(update: Update, mesh: Mesh, *, fsdp: bool = False, donate: bool = False
     """Compile an update over a mesh, the batch split over all its devices.
 
     Args:
-        update: from `make_update` without an `axis_name`.
+        update: from `make_update`, or `networks.alternate`; or a plain function, of which XLA
+            alone decides how a split state is computed with.
         mesh: of :func:`make_mesh`.
         fsdp: split the state over the mesh's second axis; else every device holds it whole.
         donate: as in :func:`jit`.
@@ -229,59 +238,6 @@ def mesh(update: Update, mesh: Mesh, *, fsdp: bool = False, donate: bool = False
         ValueError: if the mesh has other axes, or axes of another type than Auto.
     """
     return _placing(mode_of_mesh(mesh, fsdp=fsdp), update, donate)
-
-
-def map_rows(
-    fn: Callable[..., PyTree], *, devices: Sequence[jax.Device] | None = None
-) -> Callable[..., PyTree]:
-    """Compile a function whose rows do not depend on each other, split over this process's devices.
-
-    The devices do not wait for each other: a loop ends on each when its own rows are done.
-
-    Args:
-        fn: ``(shared, *rows) -> rows``: `shared` is a pytree that every device holds, the others
-            and the result are pytrees of arrays (N, ...).
-        devices: by default all of this process.
-
-    Returns:
-        The function of any N, padded with copies of the last row where the devices do not divide
-        it; the result is of NumPy arrays. What was shared is not sent again if the next call has
-        the same arrays.
-    """
-    devices = jax.local_devices() if devices is None else devices
-    grid, rows = Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(AXIS)
-
-    def local(shared: PyTree, args: tuple[PyTree, ...]) -> PyTree:
-        return fn(shared, *args)
-
-    mapped = local
-    if len(devices) > 1:
-        mapped = jax.shard_map(
-            local, mesh=grid, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
-        )
-    compiled = jax.jit(mapped)
-    whole = NamedSharding(grid, PartitionSpec())
-    by_row = NamedSharding(grid, rows)
-    last: list[Any] = [None, None]  # what was shared in the last call, and its place
-
-    def placed(shared: PyTree) -> PyTree:
-        leaves = jax.tree.leaves(shared)
-        if last[0] is None or [*map(id, last[0])] != [*map(id, leaves)]:
-            last[:] = leaves, jax.device_put(shared, whole)
-        return last[1]
-
-    def call(shared: PyTree, *args: PyTree) -> PyTree:
-        num_rows = len(jax.tree.leaves(args)[0])
-        padded = -(-num_rows // len(devices)) * len(devices)
-        taken = np.minimum(np.arange(padded), num_rows - 1)
-
-        def pad(x: Any) -> Any:
-            return jax.device_put(x if padded == num_rows else x[taken], by_row)
-
-        out = compiled(placed(shared), jax.tree.map(pad, args))
-        return jax.tree.map(lambda x: np.asarray(x)[:num_rows], out)
-
-    return call
 
 
 def _placing(mode: Mode, update: Update, donate: bool) -> Update:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdiff.training import lock, step_folders
+from jaxdiff.training.state import frozen_of, with_frozen, without_frozen
 from jaxdiff.training.step_folders import CONFIG
 from jaxdiff.training.stored_tree import CheckpointError, named_leaves, read
 
@@ -131,7 +132,8 @@ class SoundSteps:
         folder = self.directory / str(step)
         try:
             contents = step_folders.contents(folder)
-            state = read(folder / STATE, target, contents.get("keys", {}))
+            state = read(folder / STATE, without_frozen(target), contents.get("keys", {}))
+            state = with_frozen(state, frozen_of(target))
             restored = Restored(step, state, json.loads((folder / CONFIG).read_bytes()))
         except Exception as error:
             if folder.is_dir():
