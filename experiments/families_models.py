@@ -28,7 +28,7 @@ from jaxdiff import (
     training,
 )
 from jaxdiff.processes import Process
-from jaxdiff.training import TrainState
+from jaxdiff.training import networks
 from jaxdiff.typing import Array, Batch, Denoiser, Key, LossFn, PyTree
 from jaxdiff.variational import row_sum
 
@@ -77,7 +77,7 @@ def vae(config: "Config", pixels: Pixels) -> Family:
 
     def draw(params: PyTree, key: Key) -> Array:
         key_z, key_x = jax.random.split(key)
-        z = jax.random.normal(key_z, (config.num_samples, config.latent))
+        z = numerics.normal(key_z, jnp.zeros((config.num_samples, config.latent)))
         mean, log_std = gaussian(decode(params["decoder"], z), lowest)
         return pixels.restore(mean + jnp.exp(log_std) * numerics.normal(key_x, mean))
 
@@ -119,72 +119,56 @@ def gan(config: "Config", pixels: Pixels) -> Family:
     rngs, num_dims, num_levels = nnx.Rngs(config.seed), pixels.num_dims, pixels.num_levels
     generator, generate = perceptron(config, config.latent, num_dims, rngs)
     discriminator, discriminate = perceptron(config, num_dims, 1, rngs)
-    schedule = optax.cosine_decay_schedule(config.gan_learning_rate, config.gan_steps)
-    optimizer = optax.adam(schedule, b1=0.0, b2=0.99)
     half_bin = 0.5 * data.bin_width(num_levels)
 
     def imagine(params: PyTree, key: Key, num: int) -> Array:
-        return jnp.tanh(generate(params, jax.random.normal(key, (num, config.latent))))
+        z = numerics.normal(key, jnp.zeros((num, config.latent)))
+        return jnp.tanh(generate(params["generator"], z))
 
-    def fake(params: PyTree, key: Key, like: Array) -> Array:
-        key_z, key_u = jax.random.split(key)
-        u = jax.random.uniform(key_u, like.shape, like.dtype, -half_bin, half_bin)
-        return imagine(params, key_z, len(like)) + u
+    def fake(params: PyTree, key: Key, num: int) -> Array:
+        key_z, key_u = numerics.split(key)
+        x = imagine(params, key_z, num)
+        return x + half_bin * (2.0 * jax.vmap(uniform_like)(numerics.row_keys(key_u, num), x) - 1.0)
+
+    def uniform_like(key: Key, x: Array) -> Array:
+        return jax.random.uniform(key, x.shape, x.dtype)
 
     def logit(params: PyTree, x: Array) -> Array:
-        return discriminate(params, x)[:, 0]
+        return discriminate(params["discriminator"], x)[:, 0]
 
-    def discriminator_loss(params: PyTree, real: Array, fakes: Array) -> Array:
+    def discriminator_loss(
+        params: PyTree, key: Key, batch: Batch
+    ) -> tuple[Array, dict[str, Array]]:
         def total(x: Array) -> tuple[Array, Array]:
             logits = logit(params, x)
             return jnp.sum(logits), logits
 
-        slope, on_real = jax.grad(total, has_aux=True)(real)
-        loss = jax.nn.softplus(-on_real) + jax.nn.softplus(logit(params, fakes))
-        return jnp.mean(loss + 0.5 * config.slope_penalty * row_sum(slope**2))
-
-    def generator_loss(params: PyTree, judge: PyTree, key: Key, like: Array) -> Array:
-        return jnp.mean(jax.nn.softplus(-logit(judge, fake(params, key, like))))
-
-    def move(params: PyTree, grads: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    def update(state: TrainState, key: Key, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key_data, key_judge, key_draw = jax.random.split(jax.random.fold_in(key, state.step), 3)
-        draws, judge = state.params["generator"], state.params["discriminator"]
+        key_data, key_fake = jax.random.split(key)
         real = data.dequantize(key_data, batch["x0"], num_levels)
-        loss, grads = jax.value_and_grad(discriminator_loss)(
-            judge, real, fake(draws, key_judge, real)
-        )
-        judge, judge_state = move(judge, grads, state.opt_state["discriminator"])
-        of_generator, grads = jax.value_and_grad(generator_loss)(draws, judge, key_draw, real)
-        draws, draws_state = move(draws, grads, state.opt_state["generator"])
-        params = {"generator": draws, "discriminator": judge}
-        moved = TrainState(
-            step=state.step + 1,
-            params=params,
-            ema=optax.incremental_update(params, state.ema, 1.0 - config.ema_decay),
-            opt_state={"generator": draws_state, "discriminator": judge_state},
-        )
-        return moved, {"loss": of_generator, "discriminator_loss": loss}
+        slope, on_real = jax.grad(total, has_aux=True)(real)
+        on_fake = logit(params, fake(params, key_fake, len(real)))
+        loss = jax.nn.softplus(-on_real) + jax.nn.softplus(on_fake)
+        return loss + 0.5 * config.slope_penalty * row_sum(slope**2), {}
 
-    def draw(params: PyTree, key: Key) -> Array:
-        return imagine(params["generator"], key, config.num_samples)
+    def generator_loss(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        return jax.nn.softplus(-logit(params, fake(params, key, len(batch["x0"])))), {}
 
-    params = {"generator": generator, "discriminator": discriminator}
-    state = training.init(params, optimizer, ema_decay=config.ema_decay)
+    def update_of(part: str, loss_fn: LossFn) -> training.GradientUpdate:
+        schedule = optax.cosine_decay_schedule(config.gan_learning_rate, config.gan_steps)
+        optimizer = optax.adam(schedule, b1=0.0, b2=0.99)
+        return training.make_update(loss_fn, optimizer, ema_decay=config.ema_decay, part=part)
+
+    update = networks.alternate(
+        discriminator=update_of("discriminator", discriminator_loss),
+        generator=update_of("generator", generator_loss),
+    )
     return Family(
         num_steps=config.gan_steps,
-        state=state._replace(opt_state=jax.tree.map(optimizer.init, params, is_leaf=_is_half)),
+        state=update.init({"generator": generator, "discriminator": discriminator}),
         update=update,
-        draw=draw,
+        draw=lambda params, key: imagine(params, key, config.num_samples),
         calls=1,
     )
-
-
-def _is_half(tree: Any) -> bool:
-    return "generator" not in tree
 
 
 # --- Diffusion and flow matching ------------------------------------------------------------

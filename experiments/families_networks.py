@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdiff import data, nn
+from jaxdiff import data, nn, numerics
+from jaxdiff.nn.layers import dropout
 from jaxdiff.training import TrainState
 from jaxdiff.training.update import Update
 from jaxdiff.typing import Array, Batch, Key, LossFn, PyTree
@@ -75,16 +76,13 @@ class Perceptron(nnx.Module):
         self.output = nnx.Linear(width, num_out, rngs=rngs)
 
     def __call__(self, x: Array, t: Any, cond: Any = None, *, key: Key | None = None) -> Array:
-        """Map (B, num_in) to (B, num_out); a key turns dropout on."""
+        """Map (B, num_in) to (B, num_out); one key or (B,) row keys turn dropout on."""
         del t, cond
         h = self.input(x)
+        rows = None if key is None else numerics.row_keys(key, h.shape[0])
         for i in range(self.depth):
             inner = jax.nn.silu(getattr(self, f"inner_{i:02d}")(h))
-            if key is not None and self.dropout:
-                kept = jax.random.bernoulli(
-                    jax.random.fold_in(key, i), 1.0 - self.dropout, inner.shape
-                )
-                inner = jnp.where(kept, inner / (1.0 - self.dropout), 0.0)
+            inner = dropout(inner, self.dropout, rows, i)
             h = h + getattr(self, f"outer_{i:02d}")(inner)
         return self.output(jax.nn.silu(h))
 

@@ -5,9 +5,10 @@ from jaxdiff.extras import needed_by
 with needed_by("jaxdiff.training"):
     from jaxdiff.training import checkpoint, ema, networks, parallel
     from jaxdiff.training.state import TrainState, init
-    from jaxdiff.training.update import Update, make_update
+    from jaxdiff.training.update import GradientUpdate, Update, make_update
 
 __all__ = [
+    "GradientUpdate",
     "TrainState",
     "Update",
     "checkpoint",
