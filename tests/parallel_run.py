@@ -8,18 +8,128 @@ Run by test_parallel.py in processes of their own: the number of devices is fixe
 
 import json
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
+import networks_cases
 import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import AxisType
 
-from jaxdiff import losses, nn, processes, training
+from jaxdiff import losses, nn, numerics, processes, training
 from jaxdiff.training import distributed, parallel
+from jaxdiff.training.checkpoint import Checkpoints
 
 STEPS, BATCH = 50, 32
+NETWORK_STEPS = 20
+
+
+def distance(one, other):
+    pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+    gap = sum(float(np.sum((a - b) ** 2)) for a, b in pairs)
+    return float(np.sqrt(gap / sum(float(np.sum(b**2)) for _, b in pairs)))
+
+
+def held(state):
+    """Bytes on the first device over those of the whole state."""
+    leaves = jax.tree.leaves(state)
+    first = jax.local_devices()[0]
+    mine = sum(
+        shard.data.nbytes
+        for leaf in leaves
+        for shard in leaf.addressable_shards
+        if shard.device == first
+    )
+    return mine / sum(leaf.nbytes for leaf in leaves)
+
+
+def run(step, state, batches, key):
+    for batch in batches:
+        state, _ = step(state, key, {"x0": batch})
+    return state
+
+
+def several_networks(dtype, batches, key):
+    """A GAN and a teacher's student in every mode, and each killed and resumed on a mesh."""
+    grid, batches = parallel.make_mesh(4, 2), batches[:NETWORK_STEPS]
+    starts = {
+        "gan": lambda update: update.init(networks_cases.gan_params(dtype)),
+        "student": lambda update: update.init(
+            networks_cases.student_params(dtype),
+            networks_cases.teacher(dtype),
+            networks_cases.statistics(dtype),
+        ),
+    }
+    found = {}
+    for name, make in {"gan": networks_cases.gan, "student": networks_cases.student}.items():
+
+        def start(make=make, name=name):
+            return starts[name](make())
+
+        ends = {"jit": run(parallel.jit(make()), start(), batches, key)}
+        ends["pmap"] = run(parallel.pmap(make(accumulate=2)), start(), batches, key)
+        step = parallel.mesh(make(skip_nonfinite=True), grid, fsdp=True, donate=True)
+        state = run(step, parallel.init(start, grid, fsdp=True), batches[: NETWORK_STEPS // 2], key)
+        with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
+            checkpoints.save(int(state.step), state)
+            ends["mesh fsdp"] = run(step, state, batches[NETWORK_STEPS // 2 :], key)
+            target = parallel.init(start, grid, fsdp=True)
+            state = jax.tree.map(jnp.copy, checkpoints.restore(target).state)
+        resumed = run(step, state, batches[NETWORK_STEPS // 2 :], key)
+        if name == "student":  # a plain function cannot be told to gather
+
+            def plain(*args, make=make):
+                return make()(*args)
+
+            step = parallel.mesh(plain, grid, fsdp=True, donate=True)
+            ends["plain on a mesh"] = run(step, start(), batches, key)
+        pairs = zip(jax.tree.leaves(resumed), jax.tree.leaves(ends["mesh fsdp"]), strict=True)
+        wanted = ends["jit"]
+        found[name] = {
+            "params": {mode: distance(end.params, wanted.params) for mode, end in ends.items()},
+            "rest": {
+                mode: distance((end.ema, end.statistics), (wanted.ema, wanted.statistics))
+                for mode, end in ends.items()
+            },
+            "moved": distance(wanted.params, start().params),
+            "resumed": all(np.array_equal(a, b) for a, b in pairs),
+            "held": held((resumed.params, resumed.ema, resumed.opt_state, resumed.frozen)),
+        }
+    return found
+
+
+def wrapped_losses(batch, key):
+    """How far one step of a wrapped loss is from the plain one's, of gradients that are noise."""
+    optimizer = optax.sgd(1.0)
+
+    def plain(params, key, batch):
+        noise = numerics.normal(key, batch["x0"])
+        return (batch["x0"] + noise) ** 2 @ params["w"], {}
+
+    def vmapped(params, key, batch):
+        many = jax.tree.map(lambda leaf: leaf[None], params)
+        found = jax.vmap(plain, (0, None, None))(many, key, batch)
+        return jax.tree.map(lambda leaf: leaf[0], found)
+
+    def start():
+        return training.init({"w": jnp.ones(4, batch.dtype)}, optimizer, ema_decay=0.9)
+
+    wraps = {"jit": jax.jit(plain), "checkpoint": jax.checkpoint(plain), "vmap": vmapped}
+    update = training.make_update(plain, optimizer, ema_decay=0.9)
+    wanted, _ = parallel.jit(update)(start(), key, {"x0": batch})
+    found = {}
+    for name, loss in wraps.items():
+        loss(start().params, key, {"x0": batch[:2]})  # traced before, at the shape of a part
+        update = training.make_update(loss, optimizer, ema_decay=0.9, accumulate=2)
+        for mode, step in {
+            "pmap": parallel.pmap(update),
+            "mesh": parallel.mesh(update, parallel.make_mesh(8)),
+        }.items():
+            end, _ = step(start(), key, {"x0": batch})
+            found[f"{name} {mode}"] = distance(end.params, wanted.params)
+    return found
 
 
 def main(dtype, port=None, process_id=None):
@@ -53,7 +163,7 @@ def main(dtype, port=None, process_id=None):
     modes = {
         "jit": (parallel.jit(update()), start()),
         "jit in parts": (parallel.jit(update(accumulate=4)), start()),
-        "pmap": (parallel.pmap(update(axis_name=parallel.AXIS)), start()),
+        "pmap": (parallel.pmap(update()), start()),
         "mesh": (parallel.mesh(update(), by_data), parallel.init(start, by_data)),
         "mesh fsdp": (
             parallel.mesh(update(), by_both, fsdp=True, donate=True),
@@ -84,11 +194,6 @@ def main(dtype, port=None, process_id=None):
         ends[name], losses_seen[name] = distributed.gather(state), seen
         placed[name] = state
 
-    def distance(one, other):
-        pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
-        gap = sum(float(np.sum((a - b) ** 2)) for a, b in pairs)
-        return float(np.sqrt(gap / sum(float(np.sum(b**2)) for _, b in pairs)))
-
     if port is None:  # a run handed from mode to mode, and several steps in one call
         state = start()
         for i, batch in enumerate(batches):
@@ -108,24 +213,14 @@ def main(dtype, port=None, process_id=None):
             assert metrics["loss"].shape == (5,)
             ends[name] = jax.device_get(state)
 
-    def held(state):
-        """Bytes on the first device over those of the whole state."""
-        leaves = jax.tree.leaves(state)
-        first = jax.local_devices()[0]
-        mine = sum(
-            shard.data.nbytes
-            for leaf in leaves
-            for shard in leaf.addressable_shards
-            if shard.device == first
-        )
-        return mine / sum(leaf.nbytes for leaf in leaves)
-
     refusals = {}
     for name, attempt in {
         "rows": lambda: modes["pmap"][0](start(), key, {"x0": batches[0][:11]}),
         "mesh rows": lambda: parallel.place_batch({"x0": batches[0][:11]}, by_data),
         "parts": lambda: parallel.jit(update(accumulate=5))(start(), key, {"x0": batches[0]}),
-        "unnamed axis": lambda: parallel.pmap(update())(start(), key, {"x0": batches[0]}),
+        "unnamed axis": lambda: parallel.pmap(lambda *args: update()(*args))(
+            start(), key, {"x0": batches[0]}
+        ),
         "devices": lambda: parallel.make_mesh(3, 2),
         "axes": lambda: parallel.mesh(update(), jax.make_mesh((8,), ("rows",))),
         "explicit": lambda: parallel.mesh(
@@ -154,6 +249,12 @@ def main(dtype, port=None, process_id=None):
                 ],
                 "held": {name: held(state) for name, state in placed.items() if "mesh" in name},
                 "refusals": refusals,
+                "networks": several_networks(dtype, batches, key)
+                if port is None and dtype == "float32"
+                else {},
+                "wrapped": wrapped_losses(batches[0], key)
+                if port is None and dtype == "float64"
+                else {},
             }
         )
     )

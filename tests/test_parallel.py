@@ -39,7 +39,7 @@ def start(devices, *argv):
 
 def finish(running):
     """Wait for processes of one run; return what each printed."""
-    outputs = [process.communicate(timeout=300) for process in running]
+    outputs = [process.communicate(timeout=600) for process in running]
     for process, (_, err) in zip(running, outputs, strict=True):
         assert process.returncode == 0, err
     return [out for out, _ in outputs]
@@ -92,12 +92,29 @@ def test_a_split_state_takes_its_share_of_a_devices_memory():
     assert held["mesh all fsdp"] < 1.1 / 8
 
 
+@pytest.mark.parametrize("name", ["gan", "student"])
+def test_several_networks_end_alike_in_every_mode_and_when_resumed(name):
+    results = found("float32", 1)["networks"][name]
+    print(results)
+    assert {"jit", "pmap", "mesh fsdp"} <= results["params"].keys()
+    assert max(results["params"].values()) < TOLERANCE["float32"]
+    assert max(results["rest"].values()) < TOLERANCE["float32"]
+    assert results["moved"] > 0.02
+    assert results["resumed"]
+    assert results["held"] < 1.1 / 2  # what is frozen is split too
+
+
+def test_a_wrapped_loss_draws_the_noise_of_the_plain_one_on_eight_devices():
+    for name, gap in found("float64", 1)["wrapped"].items():
+        assert gap < 1e-12, name
+
+
 def test_what_cannot_be_split_is_refused():
     refusals = found("float64", 1)["refusals"]
     assert "8 devices" in refusals["rows"]
     assert "8 devices" in refusals["mesh rows"]
     assert "`accumulate` must divide" in refusals["parts"]
-    assert "axis_name=parallel.AXIS" in refusals["unnamed axis"]
+    assert "`axis_name` must be 'data'" in refusals["unnamed axis"]
     assert "`data` x `fsdp`" in refusals["devices"]
     assert "must have the axes" in refusals["axes"]
     assert "Auto axes" in refusals["explicit"]
