@@ -34,6 +34,7 @@ from experiments import (
 )
 from experiments.averages import NO_CHOICE, Average
 from experiments.command import Refusal, refusing
+from experiments.image_generator import make_generator
 from experiments.image_model import (
     PRESETS,
     Config,
@@ -41,7 +42,6 @@ from experiments.image_model import (
     build_model,
     check,
     from_record,
-    make_generator,
     open_images,
     pixels,
     to_record,

@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import evaluations, flows, image_data, methods
+from experiments import evaluations, flows, image_data
 from experiments.digits_likelihood import Judged, judge, make_bits_of, say
 from experiments.evaluations import MAIN
+from experiments.image_generator import make_generator
 from experiments.image_model import (
     PROCESSES,
     Config,
-    Model,
+    Recipe,
     brightness,
     build_model,
-    make_generator,
     pixels,
 )
-from jaxdiff import data, forward, plotting
+from jaxdiff import data, forward, plotting, timesteps
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 from jaxdiff.typing import Array, Key, PyTree
@@ -108,7 +108,7 @@ def _median_rate(directory: Path) -> float:
 
 def draw(
     config: Config,
-    model: Model,
+    model: Recipe,
     params: PyTree,
     key: Key,
     test: data.Images,
@@ -174,7 +174,7 @@ def _by_class(images: data.Images, classes: np.ndarray) -> np.ndarray:
 
 
 def _draw_noising(
-    model: Model, key: Key, test: data.Images, classes: np.ndarray, directory: Path
+    model: Recipe, key: Key, test: data.Images, classes: np.ndarray, directory: Path
 ) -> None:
     """Draw q(x_t | x_0) of one image a class, the same noise at every time."""
     levels, labels = image_data.scan(test)
@@ -202,7 +202,7 @@ def _draw_noising(
 
 def _report(
     config: Config,
-    model: Model,
+    model: Recipe,
     of: Mapping[str, Any],
     results: Mapping[str, float],
     judged: Judged,
@@ -314,8 +314,8 @@ def _end(config: Config) -> str:
     if ended is process:
         return ""
     return (
-        f" to {methods.LOW_LOG_SNR:g}, beyond which a network that predicts {config.prediction} "
-        "says nothing of x0"
+        f" to {timesteps.SIGNAL_START:g}, beyond which a network that predicts "
+        f"{config.prediction} says nothing of x0"
     )
 
 
