@@ -109,7 +109,10 @@ def train(
     directory, moved = command.claim(run_dir), config.data_dir is None
     record = runs.read_record(directory)
     asked = to_record(resolved(config, record))
-    config = from_record(runs.reconcile(directory, asked, free=fitting.FREE, grows="num_steps"))
+    later = options.later_defaults(Config)
+    config = from_record(
+        runs.reconcile(directory, asked, free=fitting.FREE, grows="num_steps", defaults=later)
+    )
     split = eval_split or image_data.recorded_split(record)
     images = open_images(config, "train", recorded=moved)
     held_out = open_images(config, split, "--eval-split", recorded=moved) if evaluate else None
