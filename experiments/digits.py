@@ -41,6 +41,7 @@ from experiments.image_model import (
     build_loss,
     build_model,
     check,
+    defaults,
     from_record,
     open_images,
     pixels,
@@ -109,10 +110,10 @@ def train(
     directory, moved = command.claim(run_dir), config.data_dir is None
     record = runs.read_record(directory)
     asked = to_record(resolved(config, record))
-    later = options.later_defaults(Config)
-    config = from_record(
-        runs.reconcile(directory, asked, free=fitting.FREE, grows="num_steps", defaults=later)
+    reconciled = runs.reconcile(
+        directory, asked, free=fitting.FREE, grows="num_steps", defaults=defaults()
     )
+    config = from_record(reconciled)
     split = eval_split or image_data.recorded_split(record)
     images = open_images(config, "train", recorded=moved)
     held_out = open_images(config, split, "--eval-split", recorded=moved) if evaluate else None

@@ -176,23 +176,29 @@ def check(config: Config) -> None:
 
 def to_record(config: Config) -> dict[str, Any]:
     """Return the config as JSON holds it, without later fields at their defaults."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in options.without_later(config).items()
-    }
+    return options.as_json(options.without_later(config))
+
+
+def defaults() -> dict[str, Any]:
+    """Return the values of fields that a record lacks, by name, as JSON holds them."""
+    return options.as_json(dataclasses.asdict(Config()))
 
 
 def from_record(record: Mapping[str, Any]) -> Config:
-    """Return the resolved config of what `to_record` gave; `decay_steps` is a number then."""
-    fields = {field.name for field in dataclasses.fields(Config)}
-    record = options.later_defaults(Config) | dict(record)
-    if record.keys() != fields:
+    """Return the resolved config of what `to_record` gave; `decay_steps` is a number then.
+
+    Raises:
+        Refusal: if it has a field that is none of a config, or its values cannot be meant.
+    """
+    unknown = record.keys() - defaults().keys()
+    if unknown:
         raise Refusal(
-            "This run was written by another version of the experiment: its config differs in "
-            f"{', '.join(sorted(record.keys() ^ fields))}."
+            "This run was written by another version of the experiment: its config has "
+            f"{', '.join(sorted(unknown))}."
         )
     values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in (defaults() | dict(record)).items()
     }
     config = Config(**values)
     check(config)

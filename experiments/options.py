@@ -74,6 +74,13 @@ def later_defaults(config_type: Any) -> dict[str, Any]:
     return {field.name: field.default for field in fields if LATER in field.metadata}
 
 
+def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a config by field, lists for tuples."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }
+
+
 def without_later(config: Any) -> dict[str, Any]:
     """Return the values of a config by field, without later fields at their defaults."""
     later = later_defaults(config)

@@ -65,7 +65,7 @@ def test_its_scales_are_those_of_table_1():
 @each_process
 @each_kind
 def test_the_loss_is_the_raw_network_s_own_squared_error_and_what_is_sampled(name, kind):
-    """Karras et al. 2022, eq. 8: weight 1, a target of unit variance; the trained is the sampled."""
+    """Karras et al. 2022, eq. 8: weight 1, a target of variance 1; what is trained is sampled."""
     process, d, seen = PROCESSES[name], SIGMA_DATA, {}
 
     def spy(params, x, level, cond=None, *, key=None):

@@ -176,8 +176,8 @@ def reconcile(
                 "Take another --run-dir."
             )
         return dict(config)
-    old = {**(defaults or {}), **record["config"]}
-    wanted = {**(defaults or {}), **config}
+    old: dict[str, Any] = {**(defaults or {}), **record["config"]}
+    wanted: dict[str, Any] = {**(defaults or {}), **config}
     asked = {k: old.get(k) if v is None else v for k, v in wanted.items()}
     differing = [
         name
