@@ -176,9 +176,9 @@ def reconcile(
                 "Take another --run-dir."
             )
         return dict(config)
-    old: dict[str, Any] = {**(defaults or {}), **record["config"]}
+    old = {**(defaults or {}), **record["config"]}
     wanted: dict[str, Any] = {**(defaults or {}), **config}
-    asked = {k: old.get(k) if v is None else v for k, v in wanted.items()}
+    asked: dict[str, Any] = {k: old.get(k) if v is None else v for k, v in wanted.items()}
     differing = [
         name
         for name in sorted(asked.keys() | old.keys())
