@@ -89,7 +89,7 @@ def train(
     run_dir: str,
     config: tyro.conf.OmitArgPrefixes[Config],
     running: tyro.conf.OmitArgPrefixes[Running],
-    preset: Literal["full", "smoke"] = "full",
+    preset: Literal["full", "smoke", "edm"] = "full",
     evaluate: bool = True,
     eval_split: str | None = None,
     quiet: bool = False,
@@ -100,7 +100,8 @@ def train(
         run_dir: Folder of the run; the same command on it resumes.
         config: What the run is.
         running: How it is carried out.
-        preset: What options that are not given are set to; smoke runs all in a minute.
+        preset: What options that are not given are set to; smoke runs all in a minute, and edm is
+            the design of EDM in process, preconditioning, weighting and times.
         evaluate: Judge the run at its end, unless a report of its last step is there.
         eval_split: The split that judges, such as validation; test unless given.
         quiet: Show no progress.
@@ -243,7 +244,12 @@ def sample(
         raise Refusal(f"--label must lie in 0..{num_classes - 1}; got {label}.")
     labels = np.arange(num) % num_classes if label is None else np.full(num, label)
     generate = make_generator(
-        build_model(config, images), images.shape, sampler, num_steps, devices=devices.local()
+        build_model(config, images),
+        images.shape,
+        sampler,
+        num_steps,
+        grid=config.sample_grid,
+        devices=devices.local(),
     )
 
     key = jax.random.key(seed)  # one for all files: what is new in a call is sent to the devices

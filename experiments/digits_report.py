@@ -22,6 +22,7 @@ from experiments.image_model import (
     build_model,
     pixels,
 )
+from experiments.methods import METHODS, make_grid
 from jaxdiff import data, forward, plotting, timesteps
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
@@ -119,7 +120,14 @@ def draw(
     """Draw the figures; return samples per second, compilation left out."""
     shown = shown_classes(test)
     labels = np.repeat(shown, PER_CLASS)
-    generate = make_generator(model, test.shape, "ddim", config.sample_steps, devices=devices)
+    generate = make_generator(
+        model,
+        test.shape,
+        "ddim",
+        config.sample_steps,
+        grid=config.sample_grid,
+        devices=devices,
+    )
     key_warm, key_samples, key_noise, key_path = jax.random.split(key, 4)
     generate(params, key_warm, labels)
     start = time.perf_counter()
@@ -141,7 +149,8 @@ def draw(
     assert path is not None
     frames = pixels(path, test.num_levels)
     kept = np.unique(np.linspace(0, len(frames) - 1, 11).round().astype(int))
-    times = np.linspace(float(model.process.t_max), 0.0, len(frames))
+    starts = METHODS["ddim"].start(model.process, model.model.needs_signal)
+    times = np.asarray(make_grid(config.sample_grid, model.process, len(frames) - 1, starts))
     plotting.save_strip(
         directory / "reverse.png",
         frames[kept],

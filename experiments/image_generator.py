@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.image_model import Recipe
-from experiments.methods import METHODS
-from jaxdiff import sample, timesteps
+from experiments.methods import METHODS, make_grid
+from jaxdiff import sample
 from jaxdiff.training import parallel
 from jaxdiff.typing import Array, Key, PyTree
 
@@ -23,9 +23,18 @@ def make_generator(
     sampler_name: str,
     num_steps: int,
     *,
+    grid: str = "uniform",
     devices: Sequence[jax.Device] | None = None,
 ) -> Callable[..., tuple[np.ndarray, np.ndarray | None]]:
     """Return a function that draws images of given labels, spread over devices.
+
+    Args:
+        model: of images.
+        shape: of one, (H, W, C).
+        sampler_name: see `experiments.methods`.
+        num_steps: from noise to data.
+        grid: which times, as `methods.make_grid` names them.
+        devices: by default all of this process.
 
     Returns:
         ``generate(params, key, labels (N,), keep_path=False, first=0)`` -> (x0 (N, H, W, C),
@@ -34,8 +43,7 @@ def make_generator(
         (params, key, i, label i) only.
     """
     process, method = model.process, METHODS[sampler_name]
-    start = method.start(process, model.model.needs_signal)
-    ts = timesteps.uniform(process, num_steps, t_start=start)
+    ts = make_grid(grid, process, num_steps, method.start(process, model.model.needs_signal))
 
     def draw(
         shared: tuple[PyTree, Key], labels: Array, index: Array, *, keep_path: bool
@@ -43,7 +51,7 @@ def make_generator(
         params, key = shared
         key_start, key_path = jax.random.split(key)
         rows = jax.vmap(jax.random.fold_in, (None, 0))(key_start, index)
-        x_T = process.prior_sample(rows, (len(index), *shape), t=start)  # noqa: N806
+        x_T = process.prior_sample(rows, (len(index), *shape), t=ts[0])  # noqa: N806
         sampler = method.make(process, model.denoiser(params), cond=model.cond(labels))
         if not keep_path:
             return sample(key_path, sampler, x_T, ts, index=index), None

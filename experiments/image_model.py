@@ -13,6 +13,7 @@ from flax import nnx
 from experiments import flows, options
 from experiments.command import Refusal
 from experiments.fitting import ema_decays
+from experiments.methods import make_grid
 from experiments.options import (
     Count,
     CountOrNone,
@@ -131,6 +132,8 @@ class Config:
     """Numbers of components that the Gaussian mixture is fitted with; none leaves it out."""
     sample_steps: Count = 100
     """Steps of the DDIM samples in the report."""
+    sample_grid: Literal["uniform", "karras"] = options.later("uniform")
+    """Times of all samples: equal steps of t, or the noise levels of EDM."""
     data_dir: str | None = None
     """Where data sets lie; the cache directory unless given."""
     checkpoint_every: Count = 500
@@ -155,7 +158,12 @@ PRESETS = {
         log_every=5,
     ),
     "edm": Config(
-        process="edm", preconditioning="edm", weighting="edm", times="log_normal", loss_on="x0"
+        process="edm",
+        preconditioning="edm",
+        loss_on="x0",
+        weighting="edm",
+        times="log_normal",
+        sample_grid="karras",
     ),
 }
 
@@ -171,6 +179,8 @@ def check(config: Config) -> None:
             "network within predicts what EDM's scales make of them."
         )
     process = PROCESSES[config.process]()
+    with options.naming(Config, sigma_min="--sample-grid"):
+        make_grid(config.sample_grid, process, 1, timesteps.start(process, True))
     flows.check_ends(process, config.prediction, config.log_snr_low, config.log_snr_high)
 
 

@@ -4,10 +4,12 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
+import jax.numpy as jnp
+
 from jaxdiff import denoisers, processes, samplers, timesteps
 from jaxdiff.processes import Process
 from jaxdiff.samplers import Sampler
-from jaxdiff.typing import Denoiser, PyTree
+from jaxdiff.typing import Array, Denoiser, PyTree
 
 MethodName = Literal[
     "ddim",
@@ -89,6 +91,32 @@ class Method(NamedTuple):
 
 PROCESS = processes.vp()
 """Any process: what a method says of itself is the same on all."""
+
+
+EDM_LEVELS = (0.002, 80.0)
+"""The noise levels sigma / alpha that EDM's grid runs between, where a process has them."""
+
+
+def make_grid(name: str, process: Process, num_steps: int, start: Any) -> Array:
+    """Make the grid of a name.
+
+    Args:
+        name: "uniform", equal steps of t from `start` to 0; or "karras", EDM's levels down from 80,
+            or that of `start` if it is lower, and then 0.
+        process: the forward process.
+        num_steps: N >= 1.
+        start: the first time at which the method may be asked.
+
+    Raises:
+        ValueError: if the process has no such levels.
+
+    Source: Karras et al. 2022 (arXiv:2206.00364), table 1.
+    """
+    if name == "uniform":
+        return timesteps.uniform(process, num_steps, t_start=start)
+    low, high = EDM_LEVELS
+    level = jnp.exp(-0.5 * process.log_snr(jnp.asarray(start, float)))
+    return timesteps.karras(process, num_steps, low, jnp.minimum(high, level))
 
 
 def corrected(process: Process, denoise: Denoiser) -> Sampler:

@@ -54,6 +54,7 @@ UNMEASURED = {
     "more_ema_decays": "they are kept beside `ema_decay`; `average` chooses among them",
     "ema_stds": "ablations judge averages of a decay only: vary `average`",
     "mixture_components": "no measure is of the Gaussian mixture",
+    "sample_grid": "an ablation samples in equal steps of t",
     "grid_size": "an ablation draws no densities",
 }
 """Fields that no measure sees, and why."""
