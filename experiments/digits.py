@@ -34,14 +34,15 @@ from experiments import (
 )
 from experiments.averages import NO_CHOICE, Average
 from experiments.command import Refusal, refusing
+from experiments.image_generator import make_generator
 from experiments.image_model import (
     PRESETS,
     Config,
     build_loss,
     build_model,
     check,
+    defaults,
     from_record,
-    make_generator,
     open_images,
     pixels,
     to_record,
@@ -88,7 +89,7 @@ def train(
     run_dir: str,
     config: tyro.conf.OmitArgPrefixes[Config],
     running: tyro.conf.OmitArgPrefixes[Running],
-    preset: Literal["full", "smoke"] = "full",
+    preset: Literal["full", "smoke", "edm"] = "full",
     evaluate: bool = True,
     eval_split: str | None = None,
     quiet: bool = False,
@@ -99,7 +100,8 @@ def train(
         run_dir: Folder of the run; the same command on it resumes.
         config: What the run is.
         running: How it is carried out.
-        preset: What options that are not given are set to; smoke runs all in a minute.
+        preset: What options that are not given are set to; smoke runs all in a minute, and edm is
+            the design of EDM in process, preconditioning, weighting and times.
         evaluate: Judge the run at its end, unless a report of its last step is there.
         eval_split: The split that judges, such as validation; test unless given.
         quiet: Show no progress.
@@ -109,7 +111,10 @@ def train(
     directory, moved = command.claim(run_dir), config.data_dir is None
     record = runs.read_record(directory)
     asked = to_record(resolved(config, record))
-    config = from_record(runs.reconcile(directory, asked, free=fitting.FREE, grows="num_steps"))
+    reconciled = runs.reconcile(
+        directory, asked, free=fitting.FREE, grows="num_steps", defaults=defaults()
+    )
+    config = from_record(reconciled)
     split = eval_split or image_data.recorded_split(record)
     images = open_images(config, "train", recorded=moved)
     held_out = open_images(config, split, "--eval-split", recorded=moved) if evaluate else None
@@ -239,7 +244,12 @@ def sample(
         raise Refusal(f"--label must lie in 0..{num_classes - 1}; got {label}.")
     labels = np.arange(num) % num_classes if label is None else np.full(num, label)
     generate = make_generator(
-        build_model(config, images), images.shape, sampler, num_steps, devices=devices.local()
+        build_model(config, images),
+        images.shape,
+        sampler,
+        num_steps,
+        grid=config.sample_grid,
+        devices=devices.local(),
     )
 
     key = jax.random.key(seed)  # one for all files: what is new in a call is sent to the devices

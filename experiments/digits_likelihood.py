@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import flows
-from experiments.image_model import Config, Model
+from experiments.image_model import Config, Recipe
 from jaxdiff import data, likelihood, numerics
 from jaxdiff.training import distributed, parallel
 from jaxdiff.typing import Array, Key, PyTree
@@ -40,7 +40,7 @@ class Judged(NamedTuple):
 
 def judge(
     config: Config,
-    model: Model,
+    model: Recipe,
     params: PyTree,
     key: Key,
     train: data.Images,
@@ -114,7 +114,7 @@ def say(text: str, progress: bool) -> None:
 
 def make_bits_of(
     config: Config,
-    model: Model,
+    model: Recipe,
     images: data.Images,
     *,
     exact: bool = False,
@@ -128,20 +128,17 @@ def make_bits_of(
     process = flows.until_start(model.process, model.prediction)
 
     def of_chunk(params: PyTree, keys: Key, x: Array, labels: Array) -> Array:
-        def of_one(key: Key, x: Array, label: Array) -> Array:
-            log_prob, _ = likelihood.log_prob(
-                process,
-                model.denoiser(params, label[None]),
-                x[None],
-                key=None if exact else key[None],
-                num_probes=None if exact else 1,
-                rtol=config.eval_tolerance,
-                atol=config.eval_tolerance,
-                t_min=flows.data_end(process, jnp.float32(config.log_snr_high)),
-            )
-            return log_prob[0]
-
-        log_prob = jax.vmap(of_one)(keys, x, labels)
+        log_prob, _ = likelihood.log_prob(
+            process,
+            model.denoiser(params),
+            x,
+            cond=model.cond(labels),
+            key=None if exact else keys,
+            num_probes=None if exact else 1,
+            rtol=config.eval_tolerance,
+            atol=config.eval_tolerance,
+            t_min=flows.data_end(process, jnp.float32(config.log_snr_high)),
+        )
         log_prob -= math.log(images.num_classes or 1)
         return likelihood.bits_per_dim(log_prob, num_dims, images.bin_width)
 

@@ -10,19 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import evaluations, flows, image_data, methods
+from experiments import evaluations, flows, image_data
 from experiments.digits_likelihood import Judged, judge, make_bits_of, say
 from experiments.evaluations import MAIN
+from experiments.image_generator import make_generator
 from experiments.image_model import (
     PROCESSES,
     Config,
-    Model,
+    Recipe,
     brightness,
     build_model,
-    make_generator,
     pixels,
 )
-from jaxdiff import data, forward, plotting
+from experiments.methods import METHODS, make_grid
+from jaxdiff import data, forward, plotting, timesteps
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 from jaxdiff.typing import Array, Key, PyTree
@@ -108,7 +109,7 @@ def _median_rate(directory: Path) -> float:
 
 def draw(
     config: Config,
-    model: Model,
+    model: Recipe,
     params: PyTree,
     key: Key,
     test: data.Images,
@@ -119,7 +120,14 @@ def draw(
     """Draw the figures; return samples per second, compilation left out."""
     shown = shown_classes(test)
     labels = np.repeat(shown, PER_CLASS)
-    generate = make_generator(model, test.shape, "ddim", config.sample_steps, devices=devices)
+    generate = make_generator(
+        model,
+        test.shape,
+        "ddim",
+        config.sample_steps,
+        grid=config.sample_grid,
+        devices=devices,
+    )
     key_warm, key_samples, key_noise, key_path = jax.random.split(key, 4)
     generate(params, key_warm, labels)
     start = time.perf_counter()
@@ -141,7 +149,8 @@ def draw(
     assert path is not None
     frames = pixels(path, test.num_levels)
     kept = np.unique(np.linspace(0, len(frames) - 1, 11).round().astype(int))
-    times = np.linspace(float(model.process.t_max), 0.0, len(frames))
+    starts = METHODS["ddim"].start(model.process, model.model.needs_signal)
+    times = np.asarray(make_grid(config.sample_grid, model.process, len(frames) - 1, starts))
     plotting.save_strip(
         directory / "reverse.png",
         frames[kept],
@@ -174,7 +183,7 @@ def _by_class(images: data.Images, classes: np.ndarray) -> np.ndarray:
 
 
 def _draw_noising(
-    model: Model, key: Key, test: data.Images, classes: np.ndarray, directory: Path
+    model: Recipe, key: Key, test: data.Images, classes: np.ndarray, directory: Path
 ) -> None:
     """Draw q(x_t | x_0) of one image a class, the same noise at every time."""
     levels, labels = image_data.scan(test)
@@ -202,7 +211,7 @@ def _draw_noising(
 
 def _report(
     config: Config,
-    model: Model,
+    model: Recipe,
     of: Mapping[str, Any],
     results: Mapping[str, float],
     judged: Judged,
@@ -314,8 +323,8 @@ def _end(config: Config) -> str:
     if ended is process:
         return ""
     return (
-        f" to {methods.LOW_LOG_SNR:g}, beyond which a network that predicts {config.prediction} "
-        "says nothing of x0"
+        f" to {timesteps.SIGNAL_START:g}, beyond which a network that predicts "
+        f"{config.prediction} says nothing of x0"
     )
 
 

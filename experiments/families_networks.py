@@ -28,7 +28,7 @@ class Family(NamedTuple):
         state: before the first update.
         update: of the training.
         draw: (params, key) -> samples (N, D) in [-1, 1], unclipped.
-        calls: evaluations of a network a sample.
+        calls: evaluations of a network a sample; None where the samples decide.
         log_prob: the exact log-likelihood, if there is one.
         elbo: an estimate of a bound of it, if there is one.
         fine_elbo: that of a chain in equal steps of log-SNR, if there is one.
@@ -39,7 +39,7 @@ class Family(NamedTuple):
     state: TrainState
     update: Update
     draw: Callable[[PyTree, Key], Array]
-    calls: int
+    calls: int | None
     log_prob: Rows | None = None
     elbo: Rows | None = None
     fine_elbo: Rows | None = None

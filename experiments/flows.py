@@ -11,9 +11,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from experiments import methods
 from experiments.command import Refusal
-from jaxdiff import numerics
+from jaxdiff import predictions, processes, timesteps
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array
 
@@ -22,53 +21,10 @@ class Unsolved(Exception):
     """The solver of a likelihood gave up; the message says what would help."""
 
 
-@numerics.pytree_dataclass
-class Until(Process):
-    """A process that ends before its own t_max, with the noise that it has there."""
-
-    process: Process
-    end: Any
-
-    @property
-    def t_max(self) -> Any:
-        """Where it ends."""
-        return self.end
-
-    def alpha(self, t: Array) -> Array:
-        """Scale of the data in x_t."""
-        return self.process.alpha(t)
-
-    def variance(self, t: Array) -> Array:
-        """Variance of the noise in x_t."""
-        return self.process.variance(t)
-
-    def sigma(self, t: Array) -> Array:
-        """Standard deviation of the noise in x_t."""
-        return self.process.sigma(t)
-
-    def log_snr(self, t: Array) -> Array:
-        """The log-SNR."""
-        return self.process.log_snr(t)
-
-    def time_of_log_snr(self, log_snr: Array) -> Array:
-        """The inverse of log_snr."""
-        return self.process.time_of_log_snr(log_snr)
-
-    def alpha_dot(self, t: Array) -> Array:
-        """The time derivative d alpha / dt."""
-        return self.process.alpha_dot(t)
-
-    def sigma_dot(self, t: Array) -> Array:
-        """The time derivative d sigma / dt."""
-        return self.process.sigma_dot(t)
-
-
 def until_start(process: Process, prediction: str) -> Process:
     """Return the process as far as the samples of a network start: its likelihood ends there."""
-    if prediction not in methods.SIGNAL_NEEDED:
-        return process
-    start = methods.start(process, prediction)
-    return process if start is process.t_max else Until(process, start)
+    start = timesteps.start(process, prediction in predictions.SIGNAL_NEEDED)
+    return process if start is process.t_max else processes.until(process, start)
 
 
 def data_end(process: Process, log_snr: Any) -> Array:

@@ -1,9 +1,8 @@
-"""A diffusion model of images as a config says it: network, process, loss, optimizer, generator."""
+"""A diffusion model of images as a config says it: network, process and loss."""
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from flax import nnx
 from experiments import flows, options
 from experiments.command import Refusal
 from experiments.fitting import ema_decays
-from experiments.methods import METHODS
+from experiments.methods import make_grid
 from experiments.options import (
     Count,
     CountOrNone,
@@ -28,18 +27,18 @@ from experiments.options import (
     Within,
 )
 from jaxdiff import (
+    Model,
     data,
     denoisers,
     losses,
     nn,
     processes,
-    sample,
     timesteps,
     weightings,
 )
 from jaxdiff.processes import Process
-from jaxdiff.training import ema, parallel
-from jaxdiff.typing import Apply, Array, Batch, Denoiser, Key, LossFn, PyTree
+from jaxdiff.training import ema
+from jaxdiff.typing import Apply, Array, Batch, Key, LossFn, PyTree
 
 PROCESSES: dict[str, Callable[[], Process]] = {
     "cosine": processes.cosine,
@@ -61,9 +60,6 @@ Kind = Literal["x0", "eps", "v", "score", "velocity"]
 
 EvalExamples = Annotated[int, Within(2)]
 Components = Annotated[tuple[int, ...], Within(1, 256)]
-
-CHUNK = 256
-"""Images that a device samples in one call; more are sampled in several, to the same result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +88,8 @@ class Config:
     """Forward process."""
     prediction: Kind = "v"
     """What the network predicts."""
+    preconditioning: Literal["none", "edm"] = options.later("none")
+    """Fixed scales around the network, for predictions x0 and v: none, or those of EDM."""
     loss_on: Kind | None = "eps"
     """The quantity whose squared error is the loss; None is what the network predicts."""
     weighting: Literal["simple", "min_snr", "edm", "likelihood"] = "simple"
@@ -134,6 +132,8 @@ class Config:
     """Numbers of components that the Gaussian mixture is fitted with; none leaves it out."""
     sample_steps: Count = 100
     """Steps of the DDIM samples in the report."""
+    sample_grid: Literal["uniform", "karras"] = options.later("uniform")
+    """Times of all samples: equal steps of t, or the noise levels of EDM."""
     data_dir: str | None = None
     """Where data sets lie; the cache directory unless given."""
     checkpoint_every: Count = 500
@@ -157,6 +157,14 @@ PRESETS = {
         checkpoint_every=10,
         log_every=5,
     ),
+    "edm": Config(
+        process="edm",
+        preconditioning="edm",
+        loss_on="x0",
+        weighting="edm",
+        times="log_normal",
+        sample_grid="karras",
+    ),
 }
 
 
@@ -165,28 +173,42 @@ def check(config: Config) -> None:
     options.judge(config)
     with options.naming(Config, ema_decay="--more-ema-decays or --ema-stds"):
         ema.check_decay(ema_decays(config))
+    if config.preconditioning == "edm" and config.prediction not in ("x0", "v"):
+        raise Refusal(
+            f"--preconditioning edm needs --prediction x0 or v; got {config.prediction}: the "
+            "network within predicts what EDM's scales make of them."
+        )
     process = PROCESSES[config.process]()
+    with options.naming(Config, sigma_min="--sample-grid"):
+        make_grid(config.sample_grid, process, 1, timesteps.start(process, True))
     flows.check_ends(process, config.prediction, config.log_snr_low, config.log_snr_high)
 
 
 def to_record(config: Config) -> dict[str, Any]:
-    """Return the config as JSON holds it."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(config).items()
-    }
+    """Return the config as JSON holds it, without later fields at their defaults."""
+    return options.as_json(options.without_later(config))
+
+
+def defaults() -> dict[str, Any]:
+    """Return the values of fields that a record lacks, by name, as JSON holds them."""
+    return options.as_json(dataclasses.asdict(Config()))
 
 
 def from_record(record: Mapping[str, Any]) -> Config:
-    """Return the resolved config of what `to_record` gave; `decay_steps` is a number then."""
-    fields = {field.name for field in dataclasses.fields(Config)}
-    if record.keys() != fields:
+    """Return the resolved config of what `to_record` gave; `decay_steps` is a number then.
+
+    Raises:
+        Refusal: if it has a field that is none of a config, or its values cannot be meant.
+    """
+    unknown = record.keys() - defaults().keys()
+    if unknown:
         raise Refusal(
-            "This run was written by another version of the experiment: its config differs in "
-            f"{', '.join(sorted(record.keys() ^ fields))}."
+            "This run was written by another version of the experiment: its config has "
+            f"{', '.join(sorted(unknown))}."
         )
     values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in (defaults() | dict(record)).items()
     }
     config = Config(**values)
     check(config)
@@ -229,36 +251,46 @@ def brightness(levels: np.ndarray, num_levels: int) -> np.ndarray:
     return (levels.astype(np.int32) * 255 // (num_levels - 1)).astype(np.uint8)
 
 
-class Model(NamedTuple):
-    """What a config means.
+class Recipe(NamedTuple):
+    """A model of labelled images, as a config says it.
 
     Attributes:
         init_params: makes the initial parameters; may be traced.
-        apply: the pure network, given times.
-        process: the forward process.
-        prediction: what the network predicts.
+        model: the network, its process and its prediction.
         null_label: the label that stands for none; None where the network sees no labels.
     """
 
     init_params: Callable[[], PyTree]
-    apply: Apply
-    process: Process
-    prediction: str
+    model: Model
     null_label: int | None
 
-    def denoiser(self, params: PyTree, labels: Array) -> Denoiser:
-        """Return the denoiser of images of these labels, (B,)."""
-        cond = None if self.null_label is None else labels
+    @property
+    def apply(self) -> Apply:
+        """The pure network, given times."""
+        return self.model.apply
 
-        def network(x_t: Array, t: Array) -> Array:
-            return self.apply(params, x_t, t, cond)
+    @property
+    def process(self) -> Process:
+        """The forward process."""
+        return self.model.process
 
-        return denoisers.from_network(network, self.process, self.prediction)
+    @property
+    def prediction(self) -> str:
+        """What the network predicts."""
+        return self.model.prediction
+
+    def cond(self, labels: Any) -> Any:
+        """Return what the network is given for labels (B,): None where it sees none."""
+        return None if self.null_label is None else labels
+
+    def denoiser(self, params: PyTree, labels: Any = None) -> denoisers.NetworkDenoiser:
+        """Return the denoiser of images of these labels, (B,), or of no label yet."""
+        return self.model.denoiser(params, self.cond(labels))
 
 
 def build_model(
     config: Config, images: data.Images | data.Description, process: Process | None = None
-) -> Model:
+) -> Recipe:
     """Make the network and the process, unless one is given; refuse what they refuse."""
 
     def make() -> nnx.Module:
@@ -279,18 +311,19 @@ def build_model(
     with options.naming(Config, shape="--network", **sizes):
         init_params, apply = nn.deferred(make)
     process = PROCESSES[config.process]() if process is None else process
-    return Model(
-        init_params,
-        nn.on_log_snr(apply, process.log_snr),
-        process,
-        config.prediction,
-        images.num_classes,
+    apply = (
+        nn.on_log_snr(apply, process.log_snr)
+        if config.preconditioning == "none"
+        else denoisers.preconditioned(
+            apply, process, prediction=config.prediction, noise_level="log_snr"
+        )
     )
+    return Recipe(init_params, Model(apply, process, config.prediction), images.num_classes)
 
 
 def build_loss(
     config: Config,
-    model: Model,
+    model: Recipe,
     num_levels: int,
     weighting: weightings.Weighting | None = None,
 ) -> LossFn:
@@ -306,9 +339,7 @@ def build_loss(
     }
     with options.naming(Config):
         denoising = losses.denoising(
-            model.apply,
-            model.process,
-            prediction=config.prediction,
+            model.model,
             loss_on=config.loss_on,
             weighting=WEIGHTINGS[config.weighting]() if weighting is None else weighting,
             times=draws[config.times](),
@@ -322,67 +353,3 @@ def build_loss(
         return denoising(params, key_loss, {**batch, "x0": x0})
 
     return loss_fn
-
-
-def make_generator(
-    model: Model,
-    shape: tuple[int, ...],
-    sampler_name: str,
-    num_steps: int,
-    *,
-    devices: Sequence[jax.Device] | None = None,
-) -> Callable[..., tuple[np.ndarray, np.ndarray | None]]:
-    """Return a function that draws images of given labels, spread over devices.
-
-    Returns:
-        ``generate(params, key, labels (N,), keep_path=False, first=0)`` -> (x0 (N, H, W, C),
-        path), the path being x_T and the states after each step, (T + 1, N, H, W, C), or None:
-        unless asked for, and for the adaptive solver, whose steps differ by row. The images have
-        the numbers `first`, `first` + 1, ...; image i depends on (params, key, i, label i) only.
-    """
-    process, method = model.process, METHODS[sampler_name]
-    start = method.start(process, model.prediction)
-    ts = timesteps.uniform(process, num_steps, t_start=start)
-
-    def draw(
-        shared: tuple[PyTree, Key], labels: Array, index: Array, *, keep_path: bool
-    ) -> tuple[Array, Array | None]:
-        params, key = shared
-        key_start, key_path = jax.random.split(key)
-        rows = jax.vmap(jax.random.fold_in, (None, 0))(key_start, index)
-        x_T = process.prior_sample(rows, (len(index), *shape), t=start)  # noqa: N806
-        if sampler_name == "adaptive":  # solves each row by itself, so with its own label
-
-            def solve(x: Array, label: Array) -> Array:
-                sampler = method.make(process, model.denoiser(params, label[None]))
-                return sample(key_path, sampler, x[None], ts)[0]
-
-            return jax.vmap(solve)(x_T, labels), None
-        sampler = method.make(process, model.denoiser(params, labels))
-        if not keep_path:
-            return sample(key_path, sampler, x_T, ts, index=index), None
-        x0, path = sample(key_path, sampler, x_T, ts, index=index, collect=sampler.value)
-        return x0, jnp.moveaxis(jnp.concatenate([x_T[None], path]), 0, 1)
-
-    count = len(jax.local_devices() if devices is None else devices)
-    spread = {
-        keep_path: parallel.map_rows(partial(draw, keep_path=keep_path), devices=devices)
-        for keep_path in (False, True)
-    }
-
-    def generate(
-        params: PyTree, key: Key, labels: np.ndarray, keep_path: bool = False, first: int = 0
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        keep_path = keep_path and sampler_name != "adaptive"
-        index = first + np.arange(len(labels))
-        size = count * CHUNK
-        parts = [
-            spread[keep_path]((params, key), labels[i : i + size], index[i : i + size])
-            for i in range(0, len(labels), size)
-        ]
-        x0 = np.concatenate([part[0] for part in parts])
-        if not keep_path:
-            return x0, None
-        return x0, np.moveaxis(np.concatenate([part[1] for part in parts]), 1, 0)
-
-    return generate

@@ -43,6 +43,9 @@ class Within(NamedTuple):
         return f"in [{self.low:.10g}, {self.high:.10g}{')' if self.below else ']'}"
 
 
+LATER = "later"
+"""What marks a field that :func:`later` made."""
+
 Count = Annotated[int, Within(1)]
 CountOrNone = Annotated[int | None, Within(1)]
 Natural = Annotated[int, Within(0)]
@@ -55,6 +58,37 @@ LogSnr = Annotated[float, Within(-20.0, 20.0)]
 """Beyond these alpha or sigma is 1 to float32's precision, and the networks see no difference."""
 Tolerance = Annotated[float, Within(1e-6, 1.0)]
 """Of solvers in float32, whose rounding smaller ones would chase."""
+
+
+def later(default: Any) -> Any:
+    """Make a field that a config did not always have; its default is what was done without it.
+
+    Records of runs leave it out at its default, so that they, and their hashes, stay as they were.
+    """
+    return dataclasses.field(default=default, metadata={LATER: True})
+
+
+def later_defaults(config_type: Any) -> dict[str, Any]:
+    """Return the defaults of the fields that a config did not always have, by name."""
+    fields = dataclasses.fields(config_type)
+    return {field.name: field.default for field in fields if LATER in field.metadata}
+
+
+def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a config by field, lists for tuples."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }
+
+
+def without_later(config: Any) -> dict[str, Any]:
+    """Return the values of a config by field, without later fields at their defaults."""
+    later = later_defaults(config)
+    return {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in later or value != later[name]
+    }
 
 
 def option(field: str) -> str:

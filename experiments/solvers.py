@@ -21,7 +21,8 @@ from jax.scipy.special import ndtri
 
 from experiments import command, digits, image_data, solvers_report
 from experiments.fitting import FREE
-from experiments.image_model import build_model, make_generator, open_images, to_record
+from experiments.image_generator import make_generator
+from experiments.image_model import build_model, open_images, to_record
 from experiments.methods import METHODS, Method
 from experiments.one_dimension import make_mixture, quantile
 from experiments.tables import write_csv
@@ -74,7 +75,7 @@ def published_3m(process: Process, denoise: Denoiser) -> Sampler:
     def init(x: Array) -> Any:
         return x, jnp.zeros((2, *x.shape), x.dtype), jnp.zeros(2, x.dtype), jnp.zeros((), int)
 
-    return Sampler(init, step, lambda state: state[0])
+    return Sampler(init, step, lambda state: state[0], calls=lambda t, s: jnp.ones_like(t, int))
 
 
 def flow_errors(process: Process, method: Method, sizes: Sequence[int]) -> list[float]:
@@ -134,7 +135,7 @@ def mixture(run_dir: str, preset: Literal["full", "smoke"] = "full", seed: int =
         return
     full = preset == "full"
     methods = {name: METHODS[name] for name in (METHODS if full else SMOKE)}
-    methods.pop("adaptive", None)  # its calls do not follow from the grid
+    methods = {name: method for name, method in methods.items() if method.calls(1) is not None}
     published = {"dpm_solver_pp_3 as published": Method(published_3m, 2)} if full else {}
     num = 10_000 if full else 2_000
     with jax.enable_x64(True):
@@ -232,13 +233,13 @@ def digits_run(
     rows: list[Row] = []
     for name in METHODS if full else SMOKE:
         method = METHODS[name]
-        own_steps = name == "adaptive"
+        own_steps = method.calls(1) is None
         for n in (5, 10, 20, 50) if full else (4,):
             x = draw(name, n)
             row = Row(sampler=name, readable=float((reader.predict(x) == labels).mean()))
             row["frechet"] = metrics.frechet(x, held)
             row |= {} if own_steps else {"steps": n, "calls": method.calls(n)}
-            if (method.order is not None or own_steps) and not method.needs_signal:
+            if method.deterministic and not method.needs_signal:
                 row["error"] = float(np.sqrt(np.mean((x - reference) ** 2)))
             rows.append(row)
             if own_steps:

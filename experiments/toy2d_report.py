@@ -15,7 +15,16 @@ from experiments import evaluations, flows
 from experiments.evaluations import MAIN
 from experiments.methods import METHODS
 from experiments.tables import markdown
-from jaxdiff import denoisers, likelihood, metrics, plotting, sample, timesteps, variational
+from jaxdiff import (
+    denoisers,
+    likelihood,
+    metrics,
+    plotting,
+    predictions,
+    sample,
+    timesteps,
+    variational,
+)
 from jaxdiff.training import run as runs
 from jaxdiff.typing import Array, Key, Network, PyTree
 
@@ -157,7 +166,7 @@ def negative_elbo(
     """Return the negative bound of the reverse chain in so many steps, in nats (N,)."""
     process = model.process
     t_end = flows.data_end(process, jnp.asarray(config.log_snr_high))
-    ts = timesteps.log_snr(process, num_steps, t_end, METHODS["edm"].start(process))
+    ts = timesteps.log_snr(process, num_steps, t_end, timesteps.start(process, True))
 
     @jax.jit
     def bound(params: PyTree, x: Array) -> Array:
@@ -171,7 +180,7 @@ def draw_samples(
 ) -> np.ndarray:
     """Return samples of the model (N, 2)."""
     method = METHODS[config.sampler]
-    start = method.start(model.process, config.prediction)
+    start = method.start(model.process, config.prediction in predictions.SIGNAL_NEEDED)
     ts = timesteps.uniform(model.process, config.sample_steps, t_start=start)
 
     @jax.jit

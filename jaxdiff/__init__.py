@@ -23,6 +23,7 @@ from jaxdiff import (
     typing,
     weightings,
 )
+from jaxdiff.denoisers import Model
 from jaxdiff.mixtures import Mixture
 from jaxdiff.samplers import Sampler, sample
 
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Mixture",
+    "Model",
     "Sampler",
     "denoisers",
     "forward",

@@ -20,10 +20,12 @@ from jaxdiff import numerics
 from jaxdiff.typing import Array
 
 __all__ = [
+    "CONDITIONAL_DENOISER",
     "DENOISER",
     "Judged",
     "batch",
     "choice",
+    "conditioning",
     "count",
     "function",
     "judged",
@@ -37,6 +39,8 @@ __all__ = [
 
 DENOISER = "(x_t, t) -> x0_hat, in the shape of x_t"
 """How a denoiser is called, as refusals say it."""
+CONDITIONAL_DENOISER = "(x_t, t, cond) -> x0_hat, in the shape of x_t"
+"""How one is called that takes the conditioning of its rows."""
 
 
 def count(name: str, value: Any, least: int = 1) -> int:
@@ -227,27 +231,28 @@ class Judged:
         return getattr(self.fn, "needs_signal", None)
 
     @property
-    def v(self) -> Callable[[Array, Array], Array] | None:
+    def v(self) -> Callable[..., Array] | None:
         """Likewise."""
         return getattr(self.fn, "v", None)
 
-    def __call__(self, x_t: Array, t: Array) -> Array:
+    def __call__(self, x_t: Array, t: Array, *cond: Any) -> Array:
         """Return the output in the dtype of x_t."""
-        return output(self.name, self.fn(x_t, t), x_t)
+        return output(self.name, self.fn(x_t, t, *cond), x_t)
 
 
-def judged(name: str, fn: Callable[..., Any], form: str) -> Judged:
+def judged(name: str, fn: Callable[..., Any], form: str, takes: int = 2) -> Judged:
     """Return a denoiser, score or network whose every output is held to the shape of its input.
 
     Args:
         name: of the argument.
         fn: (x_t (B, ...), t) -> (B, ...).
         form: as in :func:`function`.
+        takes: likewise.
 
     Raises:
         TypeError: if it is no function.
     """
-    function(name, fn, form, takes=2)
+    function(name, fn, form, takes)
     return Judged(name, fn)
 
 
@@ -264,6 +269,20 @@ def batch(name: str, value: Any) -> Array:
     if array.shape[0] == 0:
         raise ValueError(f"`{name}` must hold at least one row; got shape {array.shape}.")
     return array
+
+
+def conditioning(cond: Any, num_rows: int) -> None:
+    """Refuse conditioning whose leaves have not a row for each row of the data.
+
+    Raises:
+        ValueError: if a leaf has not.
+    """
+    for path, leaf in jax.tree.leaves_with_path(cond):
+        if np.shape(leaf)[:1] != (num_rows,):
+            raise ValueError(
+                f"`cond{jax.tree_util.keystr(path)}` must hold {num_rows} rows, as the data do; "
+                f"got shape {np.shape(leaf)}."
+            )
 
 
 def whole_numbers(name: str, value: Any, high: int | None = None) -> Array:

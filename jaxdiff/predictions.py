@@ -20,9 +20,19 @@ from jaxdiff import checks, numerics
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array
 
-__all__ = ["KINDS", "check_kind", "convert", "error_ratio", "from_pair", "require_signal"]
+__all__ = [
+    "KINDS",
+    "SIGNAL_NEEDED",
+    "check_kind",
+    "convert",
+    "error_ratio",
+    "from_pair",
+    "require_signal",
+]
 
 KINDS = ("x0", "eps", "v", "score", "velocity")
+SIGNAL_NEEDED = ("eps", "score")
+"""The kinds that hold no x0 where alpha is 0."""
 
 
 def check_kind(name: str, kind: str) -> None:

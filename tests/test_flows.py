@@ -36,7 +36,7 @@ def test_networks_that_need_signal_have_a_likelihood_where_alpha_ends_at_0(name,
     process = PROCESSES[name]
     ended = flows.until_start(process, prediction)
     assert ended.alpha(ended.t_max) > 0.0
-    assert ended.t_max == METHODS["ddim"].start(process, prediction)  # where its samples start
+    assert ended.t_max == METHODS["ddim"].start(process, True)  # where its samples start
     x = MIXTURE.sample(jax.random.key(0), 8)
     given = {"t_min": flows.data_end(process, jnp.asarray(14.0)), "rtol": 1e-3, "atol": 1e-3}
     denoise = exact_network(process, prediction)
@@ -49,7 +49,7 @@ def test_others_keep_the_process_as_it_is():
     process = PROCESSES["flow"]
     assert flows.until_start(process, "v") is process
     assert flows.until_start(processes.vp(), "eps").t_max == 1.0
-    assert METHODS["ddim"].start(process, "velocity") == 1.0
+    assert METHODS["ddim"].start(process, False) == 1.0
     assert flows.data_end(processes.ve(), jnp.asarray(12.0)) == 0.0  # never so clean
 
 

@@ -109,6 +109,7 @@ CASES = {
     "processes.cosine": (processes.cosine, {"log_snr_shift": 0.0}),
     "processes.ddpm": (processes.ddpm, {"num_steps": 10, "beta_start": 1e-4, "beta_end": 0.02}),
     "processes.from_betas": (processes.from_betas, {"betas": np.linspace(0.1, 0.2, 3)}),
+    "processes.until": (processes.until, {"process": VP, "t_max": 0.5}),
     "prior_sample": (
         lambda key, shape: VP.prior_sample(key, shape),
         {"key": KEY, "shape": (4, 2)},
@@ -192,6 +193,13 @@ CASES = {
         denoised(guidance.dps),
         {"process": VP, "denoise": DENOISE, "operator": lambda x: x, "y": X, "scale": 1.0},
     ),
+    "denoisers.preconditioned": (
+        lambda apply, process, sigma_data, prediction, noise_level: denoisers.preconditioned(
+            apply, process, sigma_data, prediction=prediction, noise_level=noise_level
+        )(PARAMS, X, T),
+        {"apply": apply, "process": VP, "sigma_data": 0.5, "prediction": "v"}
+        | {"noise_level": "log_snr"},
+    ),
     "losses.denoising": (
         loss_of(losses.denoising),
         {**OF_LOSS, "prediction": "v", "loss_on": "eps", "weighting": weightings.simple()}
@@ -228,6 +236,10 @@ CASES = {
     "samplers.adaptive": (
         drawn(samplers.adaptive),
         {**OF_SAMPLER, "rtol": 1e-2, "atol": 1e-2, "max_steps": 256},
+    ),
+    "samplers.count_calls": (
+        samplers.count_calls,
+        {"sampler": samplers.ddim(VP, DENOISE), "ts": TS},
     ),
     "samplers.langevin": (
         lambda score, step_size, noise: sample(
@@ -431,6 +443,9 @@ def test_every_public_function_of_the_core_is_tried():
         "likelihood.uniform",
         "guidance.linear",  # a rule: called by guidance with arrays of one shape
         "likelihood.default_t_min",  # of a process alone
+        "timesteps.start",  # of a process, and what is true or not
+        "denoisers.conditioned",  # tested in test_model
+        "denoisers.as_model",  # the first arguments of every loss
         "likelihood.dequantized",  # tested in test_dequantization
         "likelihood.logistic_normal",
         "metrics.c2st",  # trains a classifier

@@ -7,11 +7,16 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from cases import NO_SIGNAL_AT_END, PROCESSES
+from cases import NO_SIGNAL_AT_END
+from cases import PROCESSES as WHOLE
 
 from jaxdiff import numerics, processes
 from jaxdiff.processes import Process
 
+PROCESSES = WHOLE | {
+    "cosine_until": processes.until(processes.cosine(), 0.9),
+    "edm_until": processes.until(processes.edm(), 40.0),
+}
 each_process = pytest.mark.parametrize("name", PROCESSES)
 VALUES = ("alpha", "variance", "sigma", "log_snr")
 DERIVATIVES = ("alpha_dot", "sigma_dot", "drift", "diffusion_sq")
@@ -224,7 +229,7 @@ def _sigma_in_high_precision(name, t):
         shift = mpmath.mpf(-2.0 if name == "cosine_shifted" else 0.0)
         ratio = abs(mp.tan(mp.pi * t / 2)) * mp.exp(-shift / 2)
         return ratio / mp.sqrt(1 + ratio**2)
-    if name in ("edm", "flow"):
+    if name in ("edm", "edm_until", "flow"):
         return t
     process = PROCESSES[name]
     position = t * process.num_steps
@@ -297,6 +302,25 @@ def test_processes_of_different_kinds_are_different_pytrees():
     structures = {type(p): jax.tree.structure(p) for p in PROCESSES.values()}
     for one, other in itertools.combinations(structures, 2):
         assert structures[one] != structures[other], (one, other)
+
+
+def test_a_process_that_ends_early_is_the_process_and_its_end_may_be_traced():
+    cosine, t = WHOLE["cosine"], jnp.linspace(0.1, 0.9, 5)
+
+    @jax.jit
+    def values(process, t):
+        return [getattr(process, method)(t) for method in VALUES + DERIVATIVES], process.t_max
+
+    (whole, _), (ended, end) = values(cosine, t), values(processes.until(cosine, 0.9), t)
+    for found, expected in zip(ended, whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert end == 0.9
+    for wrong in (0.0, -1.0, 1.1, np.nan):
+        with pytest.raises(ValueError, match="`t_max` must lie in"):
+            processes.until(cosine, wrong)
+    with pytest.raises(TypeError, match="`process` must be a process"):
+        processes.until(processes.cosine, 0.5)
+    assert jax.jit(lambda end: processes.until(cosine, end).t_max)(0.3) == 0.3
 
 
 def test_hyper_parameters_are_traced_and_trainable():

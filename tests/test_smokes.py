@@ -8,9 +8,15 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
+SMALL = (
+    *("--width", "16", "--depth", "1", "--batch-size", "16", "--num-steps", "10"),
+    *("--eval-examples", "4", "--eval-tolerance", "0.3", "--mixture-components", "2"),
+    *("--sample-steps", "8"),
+)
 COMMANDS = [
     ("digits", "train", "--preset", "smoke", "--run-dir", "{tmp}/run"),
     ("digits", "train", "--preset", "smoke", "--run-dir", "{tmp}/unet", "--network", "unet"),
+    ("digits", "train", "--preset", "edm", "--run-dir", "{tmp}/run", *SMALL),
     ("theory", "--preset", "smoke", "--run-dir", "{tmp}/run"),
     ("toy2d", "--preset", "smoke", "--run-dir", "{tmp}/run"),
     ("families", "--preset", "smoke", "--run-dir", "{tmp}/run"),

@@ -1,5 +1,6 @@
 """Nothing of a run is believed that is not so, and nothing lost: keys, copies, strays, readers."""
 
+import dataclasses
 import json
 import math
 import os
@@ -16,8 +17,9 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import digits
+from experiments import digits, options
 from experiments.command import Refusal
+from experiments.image_model import PRESETS, Config, defaults, from_record, to_record
 from jaxdiff.training import checksums, lock, run, step_folders
 from jaxdiff.training.checkpoint import CheckpointError, Checkpoints
 
@@ -299,6 +301,44 @@ def test_a_record_of_earlier_versions_is_held_to_its_hash_too(tmp_path):
     rewrite(tmp_path, config={**CONFIG, "width": 9})
     with pytest.raises(run.RunError, match="was changed"):
         run.read_record(tmp_path)
+
+
+def test_a_record_without_fields_that_came_later_is_that_of_their_defaults(tmp_path):
+    """Its hash, what resumes it and what it opens as stay as they were."""
+    config = dataclasses.replace(PRESETS["smoke"], decay_steps=20)
+    old = to_record(config)
+    assert options.later_defaults(Config).items() >= {"preconditioning": "none"}.items()
+    assert not options.later_defaults(Config).keys() & old.keys()
+    assert from_record(old) == config
+    written = record(tmp_path, old)
+    later = {"defaults": defaults()}
+    for asked in (old, defaults() | old):  # whoever writes them down all the same
+        assert from_record(run.reconcile(tmp_path, asked, **later)) == config
+    run.write_record(tmp_path, to_record(config), free=("data_dir",))
+    assert json.loads((tmp_path / run.CONFIG).read_text()) == written
+
+    edm = to_record(dataclasses.replace(config, preconditioning="edm"))
+    assert edm["preconditioning"] == "edm"
+    assert run.config_hash(edm) != run.config_hash(old)
+    with pytest.raises(run.RunError, match="--preconditioning: there none, asked edm"):
+        run.reconcile(tmp_path, edm, **later)
+    record(tmp_path / "edm", edm)
+    with pytest.raises(run.RunError, match="--preconditioning: there edm, asked none"):
+        run.reconcile(tmp_path / "edm", old, **later)
+    with pytest.raises(Refusal, match="another version of the experiment: .* size"):
+        from_record({**old, "size": 3})
+
+
+def test_committed_runs_open_and_are_gone_on_with():
+    """The fields that they lack are at what was done before there were any."""
+    folder = ROOT / "experiments" / "results" / "digits"
+    found = run.read_record(folder)["config"]
+    config = from_record(found)
+    assert (config.schedule, config.dtype, config.preconditioning) == ("cosine", "float32", "none")
+    with jax.enable_x64(False):
+        assert from_record(run.reconcile(folder, found, defaults=defaults())) == config
+    with pytest.raises(run.RunError, match="--schedule: there cosine, asked linear"):
+        run.reconcile(folder, found | {"schedule": "linear"}, defaults=defaults())
 
 
 @pytest.mark.parametrize(

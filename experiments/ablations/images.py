@@ -15,8 +15,8 @@ from experiments.ablations import sampling
 from experiments.ablations.training import Members
 from experiments.ablations.world import Measure, Problem, World
 from experiments.command import Refusal
-from experiments.methods import METHODS, MethodName
-from jaxdiff import data, guidance, likelihood, metrics, numerics, variational, weightings
+from experiments.methods import MethodName
+from jaxdiff import data, guidance, likelihood, metrics, variational, weightings
 from jaxdiff.data.pipeline import batch_indices
 from jaxdiff.training import throughput
 from jaxdiff.typing import Array, Batch, Denoiser, LossFn, PyTree
@@ -110,7 +110,7 @@ def problem(config: Config) -> Problem:
     levels, labels = jnp.asarray(train.levels), jnp.asarray(train.labels)
     compiled: dict[Any, Any] = {}
 
-    def build(config: Config) -> image_model.Model:
+    def build(config: Config) -> image_model.Recipe:
         return image_model.build_model(config, train, sampling.make_process(config))
 
     def loss(config: Config) -> LossFn:
@@ -158,7 +158,7 @@ def problem(config: Config) -> Problem:
         return [judge_samples(name, how, x, digits) for x in rows]
 
     def calls(how: Config) -> int:
-        return METHODS[how.sampler].calls(how.sample_steps) * (1 + (how.guidance_scale != 1.0))
+        return sampling.calls(how) * (1 + (how.guidance_scale != 1.0))
 
     def call_flops() -> float | None:
         model = build(config)
@@ -187,7 +187,7 @@ def asked_labels(config: Config, images: data.Images) -> np.ndarray:
 
 
 def guided(
-    config: Config, model: image_model.Model, params: PyTree, labels: np.ndarray
+    config: Config, model: image_model.Recipe, params: PyTree, labels: np.ndarray
 ) -> Denoiser:
     """Return the denoiser of images of these labels, guided as the config says."""
     conditional = model.denoiser(params, jnp.asarray(labels))
@@ -200,7 +200,7 @@ def guided(
 # --- Measures -------------------------------------------------------------------------------
 
 
-def bits_per_dim(config: Any, model: image_model.Model, params: PyTree, digits: Digits) -> Array:
+def bits_per_dim(config: Any, model: image_model.Recipe, params: PyTree, digits: Digits) -> Array:
     """Return held-out bits per dimension of image and class by the probability flow, one probe.
 
     Rows of all members have the same images; their dequantisation and probes go with the seed.
@@ -210,27 +210,23 @@ def bits_per_dim(config: Any, model: image_model.Model, params: PyTree, digits: 
     levels, labels = jnp.asarray(images.levels[:num]), jnp.asarray(images.labels)[:num]
     x = data.dequantize(key_data, levels, images.num_levels, dtype=jnp.float32)
 
-    def of_one(key: Array, x: Array, label: Array) -> Array:
-        denoise = model.denoiser(params, label[None])
-        log_prob, _ = likelihood.log_prob(
-            model.process,
-            sampling.bounded(config, model.process, denoise),
-            x[None],
-            key=key[None],
-            num_probes=1,
-            rtol=config.eval_tolerance,
-            atol=config.eval_tolerance,
-            t_min=model.process.time_of_log_snr(jnp.float32(config.log_snr_high)),
-        )
-        return log_prob[0]
-
-    log_prob = jax.vmap(of_one)(numerics.row_keys(key_probes, num), x, labels)
+    log_prob, _ = likelihood.log_prob(
+        model.process,
+        sampling.bounded(config, model.process, model.denoiser(params)),
+        x,
+        cond=model.cond(labels),
+        key=key_probes,
+        num_probes=1,
+        rtol=config.eval_tolerance,
+        atol=config.eval_tolerance,
+        t_min=model.process.time_of_log_snr(jnp.float32(config.log_snr_high)),
+    )
     log_prob -= math.log(images.num_classes or 1)
     bits = likelihood.bits_per_dim(log_prob, math.prod(images.shape), images.bin_width)
     return jnp.mean(bits)
 
 
-def prior_nats(config: Any, model: image_model.Model, params: PyTree, digits: Digits) -> Array:
+def prior_nats(config: Any, model: image_model.Recipe, params: PyTree, digits: Digits) -> Array:
     """Return the mean over held-out images of KL(q(x_T | x_0), N(0, sigma_T^2 I)), in nats."""
     return jnp.mean(variational.prior_divergence(model.process, jnp.asarray(digits.real)))
 

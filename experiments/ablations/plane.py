@@ -14,7 +14,6 @@ from experiments.ablations import sampling
 from experiments.ablations.training import Members
 from experiments.ablations.world import Measure, Problem, World
 from experiments.command import Refusal
-from experiments.methods import METHODS
 from experiments.options import Share
 from experiments.targets import make_target
 from jaxdiff import likelihood, metrics, timesteps
@@ -109,7 +108,7 @@ def problem(config: Config) -> Problem:
         return np.asarray(mapped(params)).tolist()
 
     def calls(how: Config) -> int:
-        return METHODS[how.sampler].calls(how.sample_steps)
+        return sampling.calls(how)
 
     def call_flops() -> float | None:
         model = build(config)

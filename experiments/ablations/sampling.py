@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from experiments.command import Refusal
 from experiments.image_model import PROCESSES
-from experiments.methods import LOW_LOG_SNR, METHODS, Method
-from jaxdiff import numerics, processes, sample, timesteps
+from experiments.methods import METHODS
+from jaxdiff import predictions, processes, sample, timesteps
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser, Key
 
@@ -54,6 +54,7 @@ UNMEASURED = {
     "more_ema_decays": "they are kept beside `ema_decay`; `average` chooses among them",
     "ema_stds": "ablations judge averages of a decay only: vary `average`",
     "mixture_components": "no measure is of the Gaussian mixture",
+    "sample_grid": "an ablation samples in equal steps of t",
     "grid_size": "an ablation draws no densities",
 }
 """Fields that no measure sees, and why."""
@@ -71,7 +72,7 @@ def unread(config: Any) -> dict[str, str]:
         found["ema_decay"] = f"the average of decay {config.average:g} is judged in its place"
     if getattr(config, "schedule", "cosine") in ("constant", "inverse_sqrt"):
         found["decay_steps"] = f"schedule {config.schedule} has no end"
-    if config.times != "log_snr" and config.prediction not in ("eps", "score"):
+    if config.times != "log_snr" and config.prediction not in predictions.SIGNAL_NEEDED:
         found["log_snr_low"] = f"times {config.times} do not end there"
     return found
 
@@ -82,10 +83,10 @@ def bounded(config: Any, process: Process, denoise: Denoiser) -> Denoiser:
     There alpha is 0, and what it says of x0 is divided by it; past the training times' lowest
     log-SNR it is asked what it would say at that one.
     """
-    if config.prediction not in ("eps", "score"):
+    if config.prediction not in predictions.SIGNAL_NEEDED:
         return denoise
     latest = process.time_of_log_snr(jnp.asarray(config.log_snr_low, float))
-    return lambda x_t, t: denoise(x_t, jnp.minimum(t, latest))
+    return lambda x_t, t, *cond: denoise(x_t, jnp.minimum(t, latest), *cond)
 
 
 def draw(
@@ -93,7 +94,7 @@ def draw(
 ) -> Array:
     """Draw samples of a shape (N, ...) as a config says: its sampler, in `sample_steps` steps."""
     key_start, key_path = jax.random.split(key)
-    start = _start(process, METHODS[config.sampler])
+    start = METHODS[config.sampler].start(process)
     x_T = process.prior_sample(key_start, shape, t=start)  # noqa: N806
     return run(config, process, denoise, key_path, x_T)
 
@@ -108,17 +109,21 @@ def run(
 ) -> Any:
     """Sample from given noise; options are those of `sample`."""
     method = METHODS[config.sampler]
-    ts = timesteps.uniform(process, config.sample_steps, t_start=_start(process, method))
+    ts = timesteps.uniform(process, config.sample_steps, t_start=method.start(process))
     sampler = method.make(process, bounded(config, process, denoise))
     return sample(key, sampler, x_T, ts, **options)
 
 
-def _start(process: Process, method: Method) -> Any:
-    """Return where a method starts; hyper-parameters that are traced leave alpha above 0."""
-    alpha = numerics.known_value(process.alpha, process.t_max)
-    if method.needs_signal and alpha is not None and alpha == 0.0:
-        return process.time_of_log_snr(jnp.asarray(LOW_LOG_SNR))
-    return process.t_max
+def calls(config: Any) -> int:
+    """Return the evaluations of a denoiser that a sample takes.
+
+    Raises:
+        Refusal: if they do not follow from the config.
+    """
+    found = METHODS[config.sampler].calls(config.sample_steps)
+    if found is None:
+        raise Refusal(f"sampler {config.sampler} chooses its own number of calls; take another.")
+    return found
 
 
 def check(config: Any) -> None:
@@ -131,5 +136,4 @@ def check(config: Any) -> None:
     kept = (config.ema_decay, *config.more_ema_decays)
     if config.average is not None and config.average not in kept:
         raise Refusal(f"average must be one of those that are kept, {kept}; got {config.average}.")
-    if config.sampler == "adaptive":
-        raise Refusal("sampler adaptive chooses its own number of calls; take another.")
+    calls(config)

@@ -19,7 +19,7 @@ from experiments.fitting import build_optimizer
 from experiments.image_model import (
     PRESETS,
     Config,
-    Model,
+    Recipe,
     build_loss,
     build_model,
     check,
@@ -33,7 +33,7 @@ from jaxdiff.typing import Array, Batch, Key, LossFn, PyTree
 Preset = Literal["full", "smoke"]
 
 
-def bare_step(config: Config, model: Model, optimizer: optax.GradientTransformation) -> Any:
+def bare_step(config: Config, model: Recipe, optimizer: optax.GradientTransformation) -> Any:
     """The default digits step written out by hand: no library, no average, one draw of noise."""
     low, high, num_classes = config.log_snr_low, config.log_snr_high, model.null_label
     assert num_classes is not None
@@ -67,7 +67,7 @@ class Digits(NamedTuple):
 
     config: Config
     images: data.Images
-    model: Model
+    model: Recipe
     optimizer: optax.GradientTransformation
     loss_fn: LossFn
 

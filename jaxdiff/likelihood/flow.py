@@ -24,9 +24,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import checks, numerics, predictions, probability_flow
+from jaxdiff import checks, denoisers, numerics, predictions, probability_flow
 from jaxdiff.processes import Process
-from jaxdiff.typing import Array, Denoiser, Key
+from jaxdiff.typing import Array, Key, PyTree
 
 NOISE_LEFT = 1e-3
 """The default `t_min` is the time at which sigma / alpha is this."""
@@ -49,9 +49,10 @@ def default_t_min(process: Process) -> Array:
 
 def log_prob(
     process: Process,
-    denoise: Denoiser,
+    denoise: Any,
     x: Array,
     *,
+    cond: PyTree = None,
     key: Key | None = None,
     num_probes: int | None = None,
     rtol: Any = 1e-5,
@@ -66,9 +67,11 @@ def log_prob(
 
     Args:
         process: the forward process.
-        denoise: the denoiser. One of a network that predicts v, velocity or eps, or that is
-            preconditioned, keeps digits that x0_hat loses at small noise.
+        denoise: the denoiser; with `cond`, one of (x_t, t, cond), such as `Model.denoiser` makes.
+            One of a network that predicts v, velocity or eps, or that is preconditioned, keeps
+            digits that x0_hat loses at small noise.
         x: data (B, ...), D numbers each.
+        cond: pytree of (B, ...) leaves, a row's own conditioning each: log p(x | cond).
         key: one key or `(B,)` row keys; needed by `num_probes`, consumed.
         num_probes: None takes the exact divergence, D tangents an evaluation; a number takes
             Hutchinson's unbiased estimate with so many Rademacher probes a row, drawn once for
@@ -86,37 +89,60 @@ def log_prob(
     Raises:
         TypeError: if `x` holds integers, `process` is no process, `denoise` no function, `key` no
             typed key, or an option no number of its kind.
-        ValueError: if `x` has no rows, `num_probes` is less than 1 or lacks a key, a tolerance is
-            not positive, `t_min` is out of range, alpha(t_max) is 0 and the denoiser's network
-            holds no x0 there, or the denoiser changes the shape.
+        ValueError: if `x` has no rows or `cond` others, `num_probes` is less than 1 or lacks a
+            key, a tolerance is not positive, `t_min` is out of range, alpha(t_max) is 0 and the
+            denoiser's network holds no x0 there, or the denoiser changes the shape.
 
     Source: Song et al. 2021 (arXiv:2011.13456), section 4.3 and appendix D.2.
     """
     import diffrax  # here, so that only likelihoods pay for it
 
     checks.process(process)
-    denoise = checks.judged("denoise", denoise, checks.DENOISER)
+    form = checks.DENOISER if cond is None else checks.CONDITIONAL_DENOISER
+    judged = checks.judged("denoise", denoise, form, takes=2 if cond is None else 3)
     x = checks.batch("x", x)
+    checks.conditioning(cond, x.shape[0])
     rtol, atol, max_steps = probability_flow.check_tolerances(rtol, atol, max_steps)
-    if denoise.needs_signal is not None:
-        predictions.require_signal(process, process.t_max, denoise.needs_signal)
-    t_min = default_t_min(process) if t_min is None else checks.number("t_min", t_min)
-    known, t_max = numerics.concrete(t_min), numerics.concrete(process.t_max)
-    if known is not None and t_max is not None and not 0.0 <= known < t_max:
-        raise ValueError(f"`t_min` must lie in [0, t_max) = [0, {t_max:g}); got {t_min}.")
-    noise = numerics.known_value(process.sigma, t_min)
-    if noise is not None and noise == 0.0:
-        raise ValueError(f"`t_min` must be a time with noise; got {t_min}, where sigma is 0.")
+    if judged.needs_signal is not None:
+        predictions.require_signal(process, process.t_max, judged.needs_signal)
+    t_min = _checked_t_min(process, t_min)
     num_dims = math.prod(x.shape[1:])
     probes = _draw_probes(key, num_probes, x)
     ends = jnp.stack([jnp.asarray(t, x.dtype) for t in (t_min, process.t_max)])
     start, stop = probability_flow.angle(process, ends)
     radius, radius_T = probability_flow.radius(process, ends)  # noqa: N806
-    field = probability_flow.vector_field(process, denoise)
+    vector_field = _vector_field(process, judged, num_dims)
+
+    def solve(row: Array, *args: Any) -> tuple[Array, Array]:
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(vector_field),
+            diffrax.Tsit5(),
+            start,
+            stop,
+            dt0=FIRST_STEP * (stop - start),
+            y0=(row / radius, jnp.zeros((), row.dtype)),
+            args=args,
+            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+            max_steps=max_steps,
+        )
+        y_T, growth = jax.tree.map(lambda leaf: leaf[-1], solution.ys)  # noqa: N806
+        return growth, radius_T * y_T
+
+    growth, x_T = jax.vmap(solve)(x, probes, cond)  # noqa: N806
+    growth += jnp.log(radius_T / radius)
+    return _log_prior(process, x_T) + num_dims * growth, x_T
+
+
+def _vector_field(process: Process, judged: checks.Judged, num_dims: int) -> Any:
+    """Return (theta, (y, log-density a dimension), (probes, cond) of a row) -> their slopes."""
 
     def vector_field(
-        theta: Any, state: tuple[Array, Array], row_probes: Any
+        theta: Any, state: tuple[Array, Array], args: tuple[Any, PyTree]
     ) -> tuple[Array, Array]:
+        row_probes, row_cond = args
+        given = denoisers.conditioned(judged, jax.tree.map(lambda leaf: leaf[None], row_cond))
+        field = probability_flow.vector_field(process, given)
+
         def v_hat(y: Array) -> Array:
             return field(theta, y[None])[0]
 
@@ -126,24 +152,18 @@ def log_prob(
             slope, divergence = numerics.hutchinson_divergence(v_hat, state[0], row_probes)
         return slope, divergence / num_dims
 
-    def solve(row: Array, row_probes: Any) -> tuple[Array, Array]:
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(vector_field),
-            diffrax.Tsit5(),
-            start,
-            stop,
-            dt0=FIRST_STEP * (stop - start),
-            y0=(row / radius, jnp.zeros((), row.dtype)),
-            args=row_probes,
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-            max_steps=max_steps,
-        )
-        y_T, growth = jax.tree.map(lambda leaf: leaf[-1], solution.ys)  # noqa: N806
-        return growth, radius_T * y_T
+    return vector_field
 
-    growth, x_T = jax.vmap(solve)(x, probes)  # noqa: N806
-    growth += jnp.log(radius_T / radius)
-    return _log_prior(process, x_T) + num_dims * growth, x_T
+
+def _checked_t_min(process: Process, t_min: Any) -> Any:
+    t_min = default_t_min(process) if t_min is None else checks.number("t_min", t_min)
+    known, t_max = numerics.concrete(t_min), numerics.concrete(process.t_max)
+    if known is not None and t_max is not None and not 0.0 <= known < t_max:
+        raise ValueError(f"`t_min` must lie in [0, t_max) = [0, {t_max:g}); got {t_min}.")
+    noise = numerics.known_value(process.sigma, t_min)
+    if noise is not None and noise == 0.0:
+        raise ValueError(f"`t_min` must be a time with noise; got {t_min}, where sigma is 0.")
+    return t_min
 
 
 def _draw_probes(key: Key | None, num_probes: int | None, x: Array) -> Array | None:

@@ -11,16 +11,17 @@ divided by a small number, and `loss_on` and the weighting become one factor of 
 """
 
 from jaxdiff import checks, predictions, timesteps, weightings
+from jaxdiff.denoisers import Model, as_model
 from jaxdiff.losses import noised
 from jaxdiff.processes import Process
 from jaxdiff.typing import Apply, Array, Batch, Key, LossFn, PyTree
 
 
 def denoising(
-    apply: Apply,
-    process: Process,
+    apply: Apply | Model,
+    process: Process | None = None,
     *,
-    prediction: str = "eps",
+    prediction: str | None = None,
     loss_on: str | None = None,
     weighting: weightings.Weighting | None = None,
     times: timesteps.Draw | None = None,
@@ -30,9 +31,11 @@ def denoising(
     """Make a denoising loss.
 
     Args:
-        apply: the network, ``apply(params, x_t, t (B,), cond, key=key)`` -> (B, ...).
-        process: the forward process.
-        prediction: what the network predicts, one of `predictions.KINDS`.
+        apply: a `Model`; or the network, ``apply(params, x_t, t (B,), cond, key=key)`` ->
+            (B, ...), with its process and prediction.
+        process: the forward process; that of a Model.
+        prediction: what the network predicts, one of `predictions.KINDS`, by default eps; that
+            of a Model.
         loss_on: the kind whose squared error is averaged; by default `prediction`. It matters to
             a weighting that does not name a kind itself, as `weightings.simple`.
         weighting: by default `weightings.simple()`.
@@ -49,25 +52,27 @@ def denoising(
         the network predicts.
 
     Raises:
-        ValueError: if a kind is unknown, `drop_cond` is not in [0, 1] or lacks `null_cond`, or,
-            when called, if the network changes the shape of its input.
-        TypeError: when called, if ``batch["x0"]`` holds integers.
+        ValueError: if `process` or `prediction` is given beside a Model, a kind is unknown,
+            `drop_cond` is not in [0, 1] or lacks `null_cond`, or, when called, if the network
+            changes the shape of its input.
+        TypeError: if there is a network without a process, or, when called, if ``batch["x0"]``
+            holds integers.
     """
+    model = as_model(apply, process, prediction, "eps")
     dropping = noised.Dropping(drop_cond, null_cond)
-    weight = noised.weight(prediction, prediction, loss_on, weighting)
-    return regression(apply, process, prediction, weight, times, dropping)
+    weight = noised.weight(model.prediction, model.prediction, loss_on, weighting)
+    return regression(model, weight, times, dropping)
 
 
 def regression(
-    apply: Apply,
-    process: Process,
-    prediction: str,
+    model: Model,
     weight: noised.Weight,
     times: timesteps.Draw | None,
     dropping: noised.Dropping,
     couple: noised.Couple | None = None,
 ) -> LossFn:
     """Make the loss that :func:`denoising` and flow matching are, with any coupling."""
+    apply, process, prediction = model
     noised.judge_apply(apply)
     checks.process(process)
     times = noised.judged_times(times)

@@ -13,16 +13,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff import checks, forward, numerics, predictions, rows, timesteps, variational
+from jaxdiff.denoisers import Model, as_model
 from jaxdiff.losses import noised
 from jaxdiff.processes import Process
 from jaxdiff.typing import Apply, Array, Batch, Key, LossFn, PyTree
 
 
 def elbo(
-    apply: Apply,
-    process: Process | Callable[[PyTree], Process],
+    apply: Apply | Model,
+    process: Process | Callable[[PyTree], Process] | None = None,
     *,
-    prediction: str = "eps",
+    prediction: str | None = None,
     ts: Array | None = None,
     t_min: Any = None,
     decoder: variational.Decoder | None = None,
@@ -30,11 +31,13 @@ def elbo(
     """Make the negative variational bound, a bound on -log p(x0).
 
     Args:
-        apply: the network, ``apply(params, x_t, t (B,), cond, key=key)`` -> (B, ...).
+        apply: a `Model`; or the network, ``apply(params, x_t, t (B,), cond, key=key)`` ->
+            (B, ...), with its process and prediction.
         process: the forward process, or a function of the parameters that returns it, so that a
-            schedule is learned with the network: ``lambda params: params["process"]``.
-        prediction: what the network predicts, one of `predictions.KINDS`. Where alpha(t_max) = 0
-            it must hold x0 there: x0, v or velocity.
+            schedule is learned with the network: ``lambda params: params["process"]``; that of
+            a Model.
+        prediction: what the network predicts, one of `predictions.KINDS`, by default eps; that of
+            a Model. Where alpha(t_max) = 0 it must hold x0 there: x0, v or velocity.
         ts: a grid from t_max down to a time with noise, for the bound in so many steps; by
             default that of infinitely many.
         t_min: where the latter end: a time with noise; only without `ts`, and needed then.
@@ -47,10 +50,13 @@ def elbo(
         "reconstruction"}), in nats an example: sums over dimensions.
 
     Raises:
-        ValueError: if the kind is unknown, if both or neither of `ts` and `t_min` are given, or
-            the grid is not one that ends with noise.
-        TypeError: when called, if ``batch["x0"]`` holds integers.
+        ValueError: if `process` or `prediction` is given beside a Model, the kind is unknown, both
+            or neither of `ts` and `t_min` are given, or the grid is not one that ends with noise.
+        TypeError: if there is a network without a process or, when called, if ``batch["x0"]``
+            holds integers.
     """
+    model = as_model(apply, process, prediction, "eps")
+    apply, process, prediction = model.apply, model.process, model.prediction
     noised.judge_apply(apply)
     predictions.check_kind("prediction", prediction)
     if not isinstance(process, Process):

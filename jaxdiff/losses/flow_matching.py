@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from jaxdiff import checks, processes, timesteps, weightings
+from jaxdiff.denoisers import Model, as_model
 from jaxdiff.losses import noised
 from jaxdiff.losses.denoising import regression
 from jaxdiff.processes import Process
@@ -23,10 +24,10 @@ from jaxdiff.typing import Apply, Array, LossFn, PyTree
 
 
 def flow_matching(
-    apply: Apply,
+    apply: Apply | Model,
     process: Process | None = None,
     *,
-    prediction: str = "velocity",
+    prediction: str | None = None,
     coupling: Literal["independent", "optimal_transport"] = "independent",
     weighting: weightings.Weighting | None = None,
     times: timesteps.Draw | None = None,
@@ -36,10 +37,11 @@ def flow_matching(
     """Make a flow-matching loss: the squared error of the velocity.
 
     Args:
-        apply: the network, ``apply(params, x_t, t (B,), cond, key=key)`` -> (B, ...).
-        process: by default `processes.flow()`: x_t = (1 - t) x0 + t eps.
-        prediction: what the network predicts, one of `predictions.KINDS`; the error is that of
-            the velocity in any case.
+        apply: a `Model`; or the network, ``apply(params, x_t, t (B,), cond, key=key)`` ->
+            (B, ...), with its process and prediction.
+        process: by default `processes.flow()`: x_t = (1 - t) x0 + t eps; that of a Model.
+        prediction: what the network predicts, one of `predictions.KINDS`, by default velocity;
+            that of a Model. The error is that of the velocity in any case.
         coupling: of x0 and eps. "optimal_transport" pairs the rows of a batch so that the sum of
             squared distances is smallest, exactly, on the host. A row's noise then
             depends on the whole batch, on the shard of it under pmap, and conditioning goes
@@ -57,11 +59,13 @@ def flow_matching(
         TypeError: when called, if ``batch["x0"]`` holds integers.
     """
     checks.choice("coupling", coupling, ("independent", "optimal_transport"))
-    process = processes.flow() if process is None else process
+    if process is None and not isinstance(apply, Model):
+        process = processes.flow()
+    model = as_model(apply, process, prediction, "velocity")
     couple = optimal_transport if coupling == "optimal_transport" else None
     dropping = noised.Dropping(drop_cond, null_cond)
-    weight = noised.weight(prediction, prediction, "velocity", weighting)
-    return regression(apply, process, prediction, weight, times, dropping, couple)
+    weight = noised.weight(model.prediction, model.prediction, "velocity", weighting)
+    return regression(model, weight, times, dropping, couple)
 
 
 def optimal_transport(x0: Array, eps: Array) -> Array:

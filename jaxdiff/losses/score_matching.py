@@ -17,12 +17,13 @@ Pang et al. 2020 (arXiv:2007.03317), section 4.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 
 from jaxdiff import checks, numerics, predictions, rows, timesteps, weightings
+from jaxdiff.denoisers import Model, as_model
 from jaxdiff.losses import noised
 from jaxdiff.processes import Process
 from jaxdiff.typing import Apply, Array, Batch, Key, LossFn, Network, PyTree
@@ -32,11 +33,11 @@ Objective: TypeAlias = Callable[[Key, Callable[[Array], Array], noised.Noised], 
 
 
 def explicit(
-    apply: Apply,
-    process: Process,
-    score: Network,
+    apply: Apply | Model,
+    process: Process | None = None,
+    score: Network | None = None,
     *,
-    prediction: str = "score",
+    prediction: str | None = None,
     loss_on: str | None = None,
     weighting: weightings.Weighting | None = None,
     times: timesteps.Draw | None = None,
@@ -44,11 +45,13 @@ def explicit(
     """Make explicit score matching, against a score that is known.
 
     Args:
-        apply: the network, ``apply(params, x_t, t (B,), cond, key=key)`` -> (B, ...).
-        process: the forward process.
+        apply: a `Model`; or the network, ``apply(params, x_t, t (B,), cond, key=key)`` ->
+            (B, ...), with its process and prediction.
+        process: the forward process; that of a Model.
         score: (x_t (B, ...), t (B,)) -> grad log q(x_t), as `denoisers.to_score` makes it of an
-            exact denoiser.
-        prediction: what the network predicts, one of `predictions.KINDS`.
+            exact denoiser; always needed.
+        prediction: what the network predicts, one of `predictions.KINDS`, by default score; that
+            of a Model.
         loss_on: as in `losses.denoising`; by default `prediction`.
         weighting: as in `losses.denoising`.
         times: training times, by default `timesteps.draw_stratified()`; with
@@ -58,22 +61,26 @@ def explicit(
         ``loss_fn(params, key, batch)`` -> (loss (B,), {"loss": (B,)}), means over dimensions.
 
     Raises:
-        ValueError: if a kind is unknown or, when called, if a shape is wrong.
-        TypeError: when called, if ``batch["x0"]`` holds integers.
+        ValueError: if `process` or `prediction` is given beside a Model, a kind is unknown or,
+            when called, if a shape is wrong.
+        TypeError: if there is a network without a process, `score` is no function or, when
+            called, if ``batch["x0"]`` holds integers.
     """
-    known = checks.judged("score", score, "(x_t (B, ...), t (B,)) -> (B, ...)")
+    known = checks.judged("score", cast(Any, score), "(x_t (B, ...), t (B,)) -> (B, ...)")
 
     def objective(key: Key, s: Callable[[Array], Array], drawn: noised.Noised) -> Array:
         return noised.row_mean((s(drawn.x_t) - known(drawn.x_t, drawn.t)) ** 2)
 
-    return _make(objective, apply, process, prediction, loss_on, weighting, times)
+    return _make(
+        objective, as_model(apply, process, prediction, "score"), loss_on, weighting, times
+    )
 
 
 def implicit(
-    apply: Apply,
-    process: Process,
+    apply: Apply | Model,
+    process: Process | None = None,
     *,
-    prediction: str = "score",
+    prediction: str | None = None,
     loss_on: str | None = None,
     weighting: weightings.Weighting | None = None,
     times: timesteps.Draw | None = None,
@@ -90,15 +97,17 @@ def implicit(
         value, forms = _quadratic_forms(s, drawn.x_t, basis)
         return noised.row_mean(value**2) + 2.0 * jnp.mean(forms, axis=0)
 
-    return _make(objective, apply, process, prediction, loss_on, weighting, times)
+    return _make(
+        objective, as_model(apply, process, prediction, "score"), loss_on, weighting, times
+    )
 
 
 def sliced(
-    apply: Apply,
-    process: Process,
+    apply: Apply | Model,
+    process: Process | None = None,
     *,
     num_projections: int = 1,
-    prediction: str = "score",
+    prediction: str | None = None,
     loss_on: str | None = None,
     weighting: weightings.Weighting | None = None,
     times: timesteps.Draw | None = None,
@@ -114,16 +123,18 @@ def sliced(
         value, forms = _quadratic_forms(s, drawn.x_t, _signs(key, drawn.x_t, num_projections))
         return noised.row_mean(value**2) + 2.0 * jnp.mean(forms, axis=0) / value[0].size
 
-    return _make(objective, apply, process, prediction, loss_on, weighting, times)
+    return _make(
+        objective, as_model(apply, process, prediction, "score"), loss_on, weighting, times
+    )
 
 
 def finite_difference(
-    apply: Apply,
-    process: Process,
+    apply: Apply | Model,
+    process: Process | None = None,
     *,
     step: float = 1e-2,
     num_projections: int = 1,
-    prediction: str = "score",
+    prediction: str | None = None,
     loss_on: str | None = None,
     weighting: weightings.Weighting | None = None,
     times: timesteps.Draw | None = None,
@@ -145,18 +156,19 @@ def finite_difference(
 
         return jnp.mean(jax.vmap(along)(_signs(key, drawn.x_t, num_projections)), axis=0)
 
-    return _make(objective, apply, process, prediction, loss_on, weighting, times)
+    return _make(
+        objective, as_model(apply, process, prediction, "score"), loss_on, weighting, times
+    )
 
 
 def _make(
     objective: Objective,
-    apply: Apply,
-    process: Process,
-    prediction: str,
+    model: Model,
     loss_on: str | None,
     weighting: weightings.Weighting | None,
     times: timesteps.Draw | None,
 ) -> LossFn:
+    apply, process, prediction = model
     weight = noised.weight("score", prediction, loss_on, weighting)
     noised.judge_apply(apply)
     checks.process(process)

@@ -36,6 +36,7 @@ from jaxdiff.processes.continuous import (
     ve,
     vp,
 )
+from jaxdiff.processes.until import Until, until
 
 __all__ = [
     "EDM",
@@ -46,12 +47,14 @@ __all__ = [
     "Flow",
     "Process",
     "SubVP",
+    "Until",
     "cosine",
     "ddpm",
     "edm",
     "flow",
     "from_betas",
     "sub_vp",
+    "until",
     "ve",
     "vp",
 ]

@@ -8,13 +8,14 @@ from jaxdiff.samplers.dpm import dpm_solver_pp, dpm_solver_pp_sde
 from jaxdiff.samplers.edm import edm
 from jaxdiff.samplers.euler import euler, euler_maruyama, heun
 from jaxdiff.samplers.langevin import langevin, predictor_corrector
-from jaxdiff.samplers.protocol import Sampler, encode, sample
+from jaxdiff.samplers.protocol import Sampler, count_calls, encode, sample
 from jaxdiff.samplers.unipc import unipc
 
 __all__ = [
     "Sampler",
     "adaptive",
     "ancestral",
+    "count_calls",
     "ddim",
     "deis",
     "dpm_solver_pp",

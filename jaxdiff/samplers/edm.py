@@ -70,7 +70,11 @@ def edm(
         t_after = jnp.where(gamma > 0, process.time_of_log_snr(-2.0 * jnp.log(noisy)), t)
         return y + std * numerics.normal(key, y), after, t_after
 
+    def twice(t: Array, s: Array) -> Array:
+        return (level(s) > 0) & (level(t) > 0) & (t != s)
+
     def step(key: Key, x_t: Array, t: Array, s: Array) -> Array:
+        trapezoidal = twice(t, s)
         y, level_t, alpha_t = x_t / process.alpha(t), level(t), process.alpha(t)
         if not deterministic:
             y, level_t, t = churned(key, y, t)
@@ -87,8 +91,13 @@ def edm(
         def last() -> Array:
             return jnp.where(level_t > 0, x0_hat, y)
 
-        return alpha_s * jax.lax.cond(
-            (level_s > 0) & (level_t > 0) & (level_s != level_t), trapezoid, last
-        )
+        return alpha_s * jax.lax.cond(trapezoidal, trapezoid, last)
 
-    return solver(process, denoise, step, deterministic=deterministic, divides_by_alpha="edm")
+    return solver(
+        process,
+        denoise,
+        step,
+        deterministic=deterministic,
+        divides_by_alpha="edm",
+        calls=lambda t, s: 1 + twice(t, s),
+    )

@@ -54,13 +54,12 @@ def heun(process: Process, denoise: Denoiser) -> Sampler:
             slope_s = _velocity(process, x_s, denoise_once(x_s, s), s)
             return x_t + 0.5 * (s - t) * (slope + slope_s)
 
-        return jax.lax.cond(
-            _has_noise(process, t, s) & (t != s),
-            trapezoid,
-            lambda: follow_flow(process, x_t, x0_hat, t, s),
-        )
+        return jax.lax.cond(twice(t, s), trapezoid, lambda: follow_flow(process, x_t, x0_hat, t, s))
 
-    return solver(process, denoise, step, deterministic=True)
+    def twice(t: Array, s: Array) -> Array:
+        return _has_noise(process, t, s) & (t != s)
+
+    return solver(process, denoise, step, deterministic=True, calls=lambda t, s: 1 + twice(t, s))
 
 
 def euler_maruyama(process: Process, denoise: Denoiser) -> Sampler:

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import checks, numerics
-from jaxdiff.samplers.protocol import Sampler, check_sampler, check_start
+from jaxdiff import checks, numerics, timesteps
+from jaxdiff.samplers.protocol import Sampler, check_sampler, one_call
 from jaxdiff.typing import Array, Key
 
 
@@ -58,9 +58,15 @@ def langevin(
 
     def check(ts: Array) -> None:
         if process is not None:
-            check_start(process, ts[0], score.needs_signal)
+            timesteps.check_start(process, ts[0], score.needs_signal)
 
-    return Sampler(init=lambda x_T: x_T, step=step, check=check)
+    return Sampler(
+        init=lambda x_T: x_T,
+        step=step,
+        check=check,
+        needs_signal=score.needs_signal is not None,
+        calls=one_call,
+    )
 
 
 def predictor_corrector(
@@ -115,4 +121,19 @@ def predictor_corrector(
         predictor.check(ts)
         corrector.check(ts[1:])
 
-    return Sampler(predictor.init, step, predictor.value, predictor.replace, check)
+    predicts, corrects = predictor.calls, corrector.calls
+
+    def calls(t: Array, s: Array) -> Array:
+        assert predicts is not None
+        assert corrects is not None
+        return predicts(t, s) + num_corrections * corrects(s, s) * (s > 0)
+
+    return Sampler(
+        predictor.init,
+        step,
+        predictor.value,
+        predictor.replace,
+        check,
+        needs_signal=predictor.needs_signal,
+        calls=None if predicts is None or corrects is None else calls,
+    )

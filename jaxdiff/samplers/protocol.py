@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import checks, numerics, predictions, rows, timesteps
+from jaxdiff import checks, rows, timesteps
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser, Key, PyTree
 
@@ -22,8 +22,17 @@ Step = Callable[[Key, Any, Array, Array], Any]
 """(key, state, t, s) -> state at s."""
 
 
+Calls = Callable[[Array, Array], Array]
+"""(t, s), of one shape -> evaluations of the denoiser on steps from t to s, int of that shape."""
+
+
 def _identity(state: Any) -> Any:
     return state
+
+
+def one_call(t: Array, s: Array) -> Array:
+    """Say that each step evaluates the denoiser once."""
+    return jnp.ones(jnp.shape(t), int)
 
 
 class Sampler(NamedTuple):
@@ -40,6 +49,12 @@ class Sampler(NamedTuple):
         deterministic: whether `step` draws no noise and may also go from t to s > t, so that
             :func:`encode` can run it.
         stands_still: whether a step from t to t changes nothing, so that it corrects nothing.
+        needs_signal: whether it cannot start where alpha is 0, because the method or the denoiser
+            divides by it: see `timesteps.start`.
+        calls: (t, s) -> evaluations of the denoiser that a step takes, int of their shape; None
+            where the rows decide. See :func:`count_calls`.
+        info: state -> what is known of the way so far, by name; "calls" (B,) where the rows decide.
+            ``sample(..., collect=sampler.info)`` gives it after each step.
     """
 
     init: Callable[[Array], Any]
@@ -49,6 +64,9 @@ class Sampler(NamedTuple):
     check: Callable[[Array], None] = lambda ts: None
     deterministic: bool = False
     stands_still: bool = False
+    needs_signal: bool = False
+    calls: Calls | None = None
+    info: Callable[[Any], dict[str, Array]] = lambda state: {}
 
 
 def sample(
@@ -131,6 +149,22 @@ def encode(sampler: Sampler, x0: Array, ts: Array) -> Array:
     return _run(jax.random.key(0), sampler, x0, ts, None, None)  # the key feeds nothing
 
 
+def count_calls(sampler: Sampler, ts: Array) -> int | None:
+    """Return how often a sampler evaluates its denoiser along a grid; None where the rows decide.
+
+    Args:
+        sampler: any; one's own says it by its `calls`.
+        ts: a known grid (N + 1,).
+
+    Raises:
+        TypeError: if `sampler` is no Sampler, or `ts` holds no floating-point times.
+        ValueError: if the grid is none.
+    """
+    check_sampler("sampler", sampler)
+    ts = timesteps.check_grid(ts)
+    return None if sampler.calls is None else int(sampler.calls(ts[:-1], ts[1:]).sum())
+
+
 def check_sampler(name: str, value: Any) -> None:
     """Refuse what is no Sampler, such as a function that makes one.
 
@@ -193,6 +227,8 @@ def solver(
     replace: Callable[[Any, Array], Any] = lambda state, x: x,
     deterministic: bool = False,
     divides_by_alpha: str | None = None,
+    calls: Calls | None = one_call,
+    info: Callable[[Any], dict[str, Array]] = lambda state: {},
 ) -> Sampler:
     """Make a Sampler of a step, one that stands still where t is s and refuses a wrong start.
 
@@ -208,12 +244,14 @@ def solver(
         replace: as in Sampler.
         deterministic: as in Sampler.
         divides_by_alpha: the method's name if it cannot start where alpha is 0.
+        calls: as in Sampler.
+        info: as in Sampler.
 
     Raises:
         ValueError: when sampling, if a known grid starts past t_max, or where alpha is 0 and the
             method or the denoiser divides by it.
     """
-    needs_signal = divides_by_alpha or getattr(denoise, "needs_signal", None)
+    needs = divides_by_alpha or getattr(denoise, "needs_signal", None)
 
     def guarded(key: Key, state: Any, t: Array, s: Array) -> Any:
         moved = step(key, state, t, s)
@@ -221,29 +259,20 @@ def solver(
         return jax.tree.map(lambda new, old: jnp.where(same, old, new), moved, state)
 
     def check(ts: Array) -> None:
-        check_start(process, ts[0], needs_signal)
+        timesteps.check_start(process, ts[0], needs)
 
-    return Sampler(init, guarded, value, replace, check, deterministic, stands_still=True)
-
-
-def check_start(process: Process, start: Array, needs_signal: str | None = None) -> None:
-    """Refuse a known start past t_max, or at alpha = 0 for what needs signal.
-
-    Args:
-        process: whose times they are.
-        start: the first time of a grid.
-        needs_signal: who divides by alpha there, for the message; None if nobody does.
-
-    Raises:
-        ValueError: if it is either.
-    """
-    known, t_max = numerics.concrete(start), numerics.concrete(process.t_max)
-    if known is None or t_max is None:
-        return
-    if known > t_max * (1 + 1e-6):
-        raise ValueError(f"`ts` must lie in [0, t_max] = [0, {t_max:g}]; got {known:g}.")
-    if needs_signal is not None:
-        predictions.require_signal(process, start, needs_signal)
+    return Sampler(
+        init,
+        guarded,
+        value,
+        replace,
+        check,
+        deterministic,
+        stands_still=True,
+        needs_signal=needs is not None,
+        calls=calls,
+        info=info,
+    )
 
 
 def traced_once(denoise: Denoiser) -> Denoiser:

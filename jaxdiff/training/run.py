@@ -150,6 +150,7 @@ def reconcile(
     *,
     free: Collection[str] = (),
     grows: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the config to run with: the asked one, where the directory's own run allows it.
 
@@ -160,6 +161,8 @@ def reconcile(
         config: what is asked for.
         free: fields that may differ.
         grows: the field, if any, that may be larger than it was.
+        defaults: values of fields that a config did not always have: what a record, or what is
+            asked for, lacks is at its default.
 
     Raises:
         RunError: if the directory belongs to another config, names the differing fields.
@@ -173,8 +176,9 @@ def reconcile(
                 "Take another --run-dir."
             )
         return dict(config)
-    old = record["config"]
-    asked = {k: old.get(k) if v is None else v for k, v in config.items()}
+    old = {**(defaults or {}), **record["config"]}
+    wanted: dict[str, Any] = {**(defaults or {}), **config}
+    asked: dict[str, Any] = {k: old.get(k) if v is None else v for k, v in wanted.items()}
     differing = [
         name
         for name in sorted(asked.keys() | old.keys())
