@@ -416,7 +416,7 @@ def test_wrong_shapes_are_refused(name):
         check(name, x[..., jnp.newaxis], jnp.float32(0.0))
     with pytest.raises(ValueError, match="`x` must have shape"):
         check(name, x[0], jnp.float32(0.0))
-    with pytest.raises(ValueError, match="`t` must have shape"):
+    with pytest.raises(ValueError, match="`log_snr` must have shape"):
         check(name, x, jnp.zeros(3, jnp.float32))
     with pytest.raises(ValueError, match="`cond` must have shape"):
         check(name, x, jnp.float32(0.0), jnp.array([0]))
@@ -441,7 +441,7 @@ def test_what_is_no_array_is_refused_by_its_name(name):
             jax.eval_shape(lambda p, cond=cond: apply(p, x, jnp.float32(0.0), cond), params)
     with pytest.raises(TypeError, match="`x` must hold real numbers"):
         jax.eval_shape(lambda p: apply(p, {"image": x}, jnp.float32(0.0)), params)
-    with pytest.raises(TypeError, match="`t` must hold real numbers"):
+    with pytest.raises(TypeError, match="`log_snr` must hold real numbers"):
         jax.eval_shape(lambda p: apply(p, x, None), params)
 
 
