@@ -137,8 +137,9 @@ class AttentionBlock(nnx.Module):
         self.qkv = Linear(channels, 3 * channels, **options)
         zeros = nnx.initializers.zeros
         self.projection = Linear(channels, channels, kernel_init=zeros, **options)
-        self.cross = None
-        if context_width is not None:
+        if context_width is None:
+            self.cross = None
+        else:
             self.cross_norm = GroupNorm(channels, **norm_options)
             self.cross = CrossAttention(channels, context_width, num_heads=num_heads, **options)
 
