@@ -338,6 +338,16 @@ def test_what_is_no_conditioning_is_refused(options, error, message):
         nn.MLP(2, width=4, depth=1, rngs=nnx.Rngs(0), **options)
 
 
+def test_tokens_that_no_kind_told_of_are_refused():
+    class Hidden(nn.Sequences):
+        has_context = False
+
+    shapes, apply = nn.functional(nnx.eval_shape(lambda: build("mlp", Hidden(5))))
+    x = jnp.ones((1, 2), jnp.float32)
+    with pytest.raises(TypeError, match="`has_context` of Hidden must be True"):
+        jax.eval_shape(apply, shapes, x, jnp.float32(0.0))
+
+
 @pytest.mark.parametrize("kind", [nn.Labels, nn.Vectors, nn.Sequences])
 def test_sizes_of_conditions_are_judged(kind):
     with pytest.raises(ValueError, match="must be at least 1; got 0"):

@@ -185,7 +185,8 @@ class Conditioning(nnx.Module):
             ValueError: if `log_snr` or `cond` has another shape, a concrete label is out of
                 range, a name is missing or unknown, conditioning is given to an unconditional
                 network, or is missing in training.
-            TypeError: if log-SNRs are no real numbers, or `cond` holds something of another kind.
+            TypeError: if log-SNRs are no real numbers, `cond` holds something of another kind, or
+                a condition gives tokens that does not say so.
         """
         checks.real("log_snr", log_snr)
         log_snr = jnp.asarray(log_snr)
@@ -205,6 +206,9 @@ class Conditioning(nnx.Module):
             if found.vector is not None:
                 vector = vector + found.vector.astype(vector.dtype)
             if found.context is not None:
+                if not condition.has_context:  # then there is nothing to attend with
+                    kind = type(condition).__name__
+                    raise TypeError(f"`has_context` of {kind} must be True: it gives tokens.")
                 contexts.append(found.context)
         if not contexts:
             return vector, None
