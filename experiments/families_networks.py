@@ -75,9 +75,8 @@ class Perceptron(nnx.Module):
             setattr(self, f"outer_{i:02d}", nnx.Linear(width, width, rngs=rngs))
         self.output = nnx.Linear(width, num_out, rngs=rngs)
 
-    def __call__(self, x: Array, t: Any, cond: Any = None, *, key: Key | None = None) -> Array:
+    def __call__(self, x: Array, *, key: Key | None = None) -> Array:
         """Map (B, num_in) to (B, num_out); one key or (B,) row keys turn dropout on."""
-        del t, cond
         h = self.input(x)
         rows = None if key is None else numerics.row_keys(key, h.shape[0])
         for i in range(self.depth):
@@ -100,7 +99,7 @@ def perceptron(config: "Config", num_in: int, num_out: int, rngs: nnx.Rngs) -> t
     params, network = nn.functional(module)
 
     def apply(params: PyTree, x: Array, key: Key | None = None) -> Array:
-        return network(params, x, jnp.zeros(()), key=key)
+        return network(params, x, key=key)
 
     return params, apply
 

@@ -8,17 +8,18 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from experiments import flows, options
+from experiments import flows, image_network, options
 from experiments.command import Refusal
 from experiments.fitting import ema_decays
 from experiments.methods import make_grid
 from experiments.options import (
     Count,
     CountOrNone,
+    CountsOrNone,
     LogSnr,
     Natural,
+    NaturalsOrNone,
     NotNegative,
     Positive,
     Seed,
@@ -78,6 +79,14 @@ class Config:
     """Blocks of the DiT, or residual blocks a level of the U-Net."""
     patch_size: Count = 2
     """Side of the DiT's patches."""
+    num_heads: CountOrNone = None
+    """Heads of the attention; 4 unless given."""
+    mlp_ratio: CountOrNone = None
+    """Width of the hidden layer of the DiT's perceptrons over `width`; 4 unless given."""
+    multipliers: CountsOrNone = None
+    """Channels of each level of the U-Net over the first's; 1 2 2 unless given."""
+    attention_levels: NaturalsOrNone = None
+    """Levels of the U-Net, from 0, with attention; only its middle has it unless given."""
     dropout: Annotated[float, Within(0.0, 1.0, below=True)] = 0.0
     """Dropout rate of the network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -292,23 +301,8 @@ def build_model(
     config: Config, images: data.Images | data.Description, process: Process | None = None
 ) -> Recipe:
     """Make the network and the process, unless one is given; refuse what they refuse."""
-
-    def make() -> nnx.Module:
-        given: dict[str, Any] = {
-            "num_classes": images.num_classes,
-            "dropout": config.dropout,
-            "remat": config.remat,
-            "dtype": jnp.dtype(config.dtype),
-            "rngs": nnx.Rngs(config.seed),
-        }
-        if config.network == "unet":
-            given |= {"channels": config.width, "num_blocks": config.depth}
-            return nn.UNet(images.shape, **given)
-        given |= {"width": config.width, "depth": config.depth, "patch_size": config.patch_size}
-        return nn.DiT(images.shape, **given)
-
-    sizes = {"channels": "--width", "num_heads": "--width", "num_blocks": "--depth"}
-    with options.naming(Config, shape="--network", **sizes):
+    make = image_network.maker(config, images)
+    with options.naming(Config, **image_network.option_names(config)):
         init_params, apply = nn.deferred(make)
     process = PROCESSES[config.process]() if process is None else process
     apply = (

@@ -48,7 +48,9 @@ LATER = "later"
 
 Count = Annotated[int, Within(1)]
 CountOrNone = Annotated[int | None, Within(1)]
+CountsOrNone = Annotated[tuple[int, ...] | None, Within(1)]
 Natural = Annotated[int, Within(0)]
+NaturalsOrNone = Annotated[tuple[int, ...] | None, Within(0)]
 Seed = Annotated[int, Within(0, 2**32 - 1)]
 """Keys hold 32 bits of a seed: larger ones could not be told apart."""
 Share = Annotated[float, Within(0.0, 1.0)]

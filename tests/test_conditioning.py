@@ -1,133 +1,356 @@
-"""Conditioning by row, in what solves each row by itself."""
+"""What networks are conditioned on: its values, its absence, its mask, and what is refused."""
 
+import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from jaxdiff import Model, likelihood, processes, sample, samplers
+from jaxdiff import losses, nn, processes
 
-FLOW = processes.flow()
-VARIANCE = 0.25
-MEANS = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)))
-X = jnp.asarray(np.random.default_rng(1).normal(size=(5, 2)))
-ROWS = {"mean": MEANS}
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+BOTH = {"label": nn.Labels(3), "text": nn.Sequences(5)}
+ROWS, LENGTH = 4, 6
+KEPT = np.arange(LENGTH) < np.array([[6], [2], [1], [0]])
+"""Which tokens of each row there are; the last row has none."""
 
 
-def denoise(x_t, t, cond):
-    """The exact denoiser of N(mean, VARIANCE I), a mean a row."""
-    alpha, sigma = FLOW.alpha(t), FLOW.sigma(t)
-    gain = alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2)
-    return cond["mean"] + gain * (x_t - alpha * cond["mean"])
+def build(name, conditioning, **options):
+    options = {"conditioning": conditioning, "rngs": nnx.Rngs(0), **options}
+    if name == "mlp":
+        return nn.MLP(2, width=16, depth=1, **options)
+    if name == "unet":
+        return nn.UNet((4, 4, 1), channels=4, multipliers=(1, 2), num_heads=2, **options)
+    return nn.DiT((4, 4, 1), width=16, depth=1, num_heads=2, **options)
 
 
 @functools.cache
-def judged(num_probes=None):
-    options = {} if num_probes is None else {"key": jax.random.key(0), "num_probes": num_probes}
-    options |= {"rtol": 1e-6, "atol": 1e-6, "t_min": 1e-3}
-    return jax.jit(lambda x, cond: likelihood.log_prob(FLOW, denoise, x, cond=cond, **options)[0])
+def prepare(name, kind):
+    """Return (params, jitted apply, apply, x, log_snr), no parameter being zero."""
+    conditioning = KINDS[kind]
+    shapes, apply = nn.functional(nnx.eval_shape(lambda: build(name, conditioning)))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype), shapes)
+    shape = (2,) if name == "mlp" else (4, 4, 1)
+    x = jnp.asarray(rng.normal(size=(ROWS, *shape)), jnp.float32)
+    return params, quick_jit(apply), apply, x, jnp.linspace(-5.0, 5.0, ROWS, dtype=jnp.float32)
 
 
-def test_the_likelihood_is_that_of_each_rows_own_distribution():
-    found = judged()(X, ROWS)
-    alpha, sigma = 1.0 - 1e-3, 1e-3
-    variance = alpha**2 * VARIANCE + sigma**2
-    squares = ((X - alpha * MEANS) ** 2).sum(1)
-    np.testing.assert_allclose(
-        found, -0.5 * squares / variance - np.log(2 * np.pi * variance), atol=2e-5
+@dataclasses.dataclass(frozen=True)
+class Angles(nn.Condition):
+    """A kind of one's own; no turn stands for none."""
+
+    holds = "angles"
+
+    def make(self, width, **options):
+        return nnx.Linear(2, width, **options)
+
+    def embed(self, made, value, name, num_rows):
+        return nn.Embedding(made(jnp.stack([jnp.cos(value), jnp.sin(value)], axis=-1)))
+
+    def null(self):
+        return np.zeros((), np.float32)
+
+
+KINDS = {
+    "angles": Angles(),
+    "labels": nn.Labels(3),
+    "vectors": nn.Vectors(5),
+    "sequences": nn.Sequences(5),
+    "both": BOTH,
+}
+each_network = pytest.mark.parametrize("name", ["mlp", "unet", "dit"])
+
+
+def sequence(seed=2, mask=KEPT):
+    tokens = np.random.default_rng(seed).normal(size=(ROWS, LENGTH, 5))
+    return {"tokens": jnp.asarray(tokens, jnp.float32), "mask": jnp.asarray(mask)}
+
+
+def value(kind):
+    if kind == "labels":
+        return jnp.arange(ROWS) % 3
+    if kind == "angles":
+        return jnp.full(ROWS, 1.0, jnp.float32)
+    if kind == "vectors":
+        return sequence()["tokens"][:, 0]
+    if kind == "sequences":
+        return sequence(mask=np.ones_like(KEPT))
+    return {"label": value("labels"), "text": value("sequences")}
+
+
+def none_of(kind):
+    """Return the null value of a batch like `value(kind)`."""
+    return jax.tree.map(
+        lambda a, null: jnp.broadcast_to(null, a.shape), value(kind), nn.null_cond(KINDS[kind])
     )
-    others = jax.tree.map(lambda leaf: leaf.at[1:].add(1.0), ROWS)
-    np.testing.assert_allclose(judged()(X, others)[0], found[0], rtol=1e-12)
 
 
-def test_a_model_s_v_is_asked_by_row_too():
-    seen = []
-
-    def apply(params, x_t, t, cond=None, *, key=None):
-        seen.append(cond["mean"].shape)
-        return params * x_t - cond["mean"]
-
-    model = Model(apply, FLOW, "v")
-
-    def whole(x, cond):
-        return likelihood.log_prob(FLOW, model.denoiser(0.5), x, cond=cond, rtol=1e-3, atol=1e-3)
-
-    log_prob, x_T = jax.eval_shape(whole, X, ROWS)
-    assert (log_prob.shape, x_T.shape) == ((5,), (5, 2))
-    assert set(seen) == {(1, 2)}  # a batch of one, with its own row
-
-
-@functools.cache
-def sampled():
-    @jax.jit
-    def run(x_T, ts, cond):
-        made = samplers.adaptive(FLOW, denoise, 1e-6, 1e-6, cond=cond)
-        return sample(jax.random.key(0), made, x_T, ts, collect=made.info)
-
-    return run
-
-
-def test_samples_are_those_of_each_rows_own_flow():
-    ts = jnp.asarray([1.0, 0.5, 0.1])
-    x, info = sampled()(X, ts, ROWS)
-    alpha, sigma = 0.9, 0.1
-    expected = alpha * MEANS + np.sqrt(alpha**2 * VARIANCE + sigma**2) * X
-    np.testing.assert_allclose(x, expected, atol=1e-4)
-    calls = info["calls"]
-    assert calls.shape == (2, 5)
-    assert calls.dtype == jnp.int32
-    assert (np.diff(calls, axis=0) > 0).all()
-    others = jax.tree.map(lambda leaf: leaf.at[1:].add(30.0), ROWS)
-    _, info = sampled()(X, ts, others)
-    np.testing.assert_array_equal(info["calls"][:, 0], calls[:, 0])
-
-
-@pytest.mark.parametrize("end", [0.1, 0.0])
-def test_the_calls_of_adaptive_are_those_that_were_made(end):
-    count = [0]
-
-    def counted(x_t, t):
-        def host(x):
-            count[0] += 1
-            return np.sin(3.0 * np.asarray(x))
-
-        shape = jax.ShapeDtypeStruct(x_t.shape, x_t.dtype)
-        return jax.pure_callback(host, shape, x_t, vmap_method="sequential")  # one row, one call
-
-    made, ts = samplers.adaptive(FLOW, counted), jnp.asarray([1.0, 0.5, end])
-    _, info = sample(jax.random.key(0), made, X[:1], ts, collect=made.info)
-    jax.effects_barrier()
-    assert int(info["calls"][-1, 0]) == count[0]
-    assert samplers.count_calls(made, jnp.asarray([1.0, 0.5])) is None
+# --- Values ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "match"),
+    ("name", "kind"),
+    [("mlp", kind) for kind in ("angles", "vectors", "sequences", "both")]
+    + [("dit", "both"), pytest.param("unet", "both", marks=pytest.mark.slow)],
+)
+def test_every_condition_changes_every_row_and_none_is_its_null_value(name, kind):
+    params, apply, _, x, log_snr = prepare(name, kind)
+    cond, null = value(kind), none_of(kind)
+    output, without = apply(params, x, log_snr, cond), apply(params, x, log_snr, null)
+    names = BOTH if kind == "both" else ()
+    others = [apply(params, x, log_snr, cond | {each: null[each]}) for each in names]
+    for other in (without, *others):
+        change = np.abs(other - output)
+        assert np.all(change.max(axis=tuple(range(1, x.ndim))) > 1e-4)
+    np.testing.assert_array_equal(apply(params, x, log_snr), without)
+    if name == "mlp" and kind == "both":
+        half = apply(params, x, log_snr, cond | {"text": None})
+        np.testing.assert_array_equal(half, others[1])
+
+
+@each_network
+def test_what_stands_behind_the_mask_has_no_influence_to_the_bit(name):
+    params, apply, _, x, log_snr = prepare(name, "sequences")
+    cond = sequence()
+    output = apply(params, x, log_snr, cond)
+    assert np.isfinite(output).all()
+    hidden = ~KEPT[..., np.newaxis]
+    for other in (
+        jnp.where(hidden, sequence(seed=3)["tokens"], cond["tokens"]),
+        jnp.where(hidden, cond["tokens"][:, ::-1], cond["tokens"]),
+        jnp.where(hidden, jnp.nan, cond["tokens"]),
+    ):
+        again = apply(params, x, log_snr, cond | {"tokens": other})
+        np.testing.assert_array_equal(again, output)
+    changed = apply(params, x, log_snr, cond | {"tokens": cond["tokens"] + 1.0})
+    assert np.all(np.abs(changed - output)[:3].reshape(3, -1).max(axis=1) > 1e-4)
+    np.testing.assert_array_equal(changed[3], output[3])
+
+
+@pytest.mark.parametrize("name", ["mlp", "dit"])
+def test_padding_and_the_order_of_tokens_do_not_matter(name):
+    params, apply, _, x, log_snr = prepare(name, "sequences")
+    cond = sequence()
+    longer = {
+        "tokens": jnp.concatenate([cond["tokens"][:, ::-1], jnp.ones((ROWS, 3, 5))], axis=1),
+        "mask": jnp.concatenate([cond["mask"][:, ::-1], jnp.zeros((ROWS, 3), bool)], axis=1),
+    }
+    output, other = (apply(params, x, log_snr, each) for each in (cond, longer))
+    # float32 sums of some tens of terms, in another order.
+    np.testing.assert_allclose(other, output, atol=2e-5 * float(jnp.abs(output).max()))
+
+
+@pytest.mark.parametrize("name", ["mlp", "dit", pytest.param("unet", marks=pytest.mark.slow)])
+def test_gradients_are_finite_with_and_without_tokens(name):
+    params, _, apply, x, log_snr = prepare(name, "both")
+    text = sequence()
+    text["tokens"] = jnp.where(KEPT[..., np.newaxis], text["tokens"], jnp.nan)
+    cond = {"label": value("labels"), "text": text}
+
+    def total(params, tokens, x):
+        given = cond | {"text": text | {"tokens": tokens}}
+        return jnp.mean(apply(params, x, log_snr, given, key=jax.random.key(0)) ** 2)
+
+    gradients = quick_jit(jax.grad(total, argnums=(0, 1, 2)))(params, text["tokens"], x)
+    assert jax.tree.all(jax.tree.map(lambda a: jnp.isfinite(a).all(), gradients))
+    np.testing.assert_array_equal(gradients[1][~KEPT], 0.0)
+    assert np.all(np.abs(gradients[1][KEPT]).max(axis=-1) > 0)
+
+
+def test_masked_attention_is_the_softmax_over_what_is_shown():
+    from jaxdiff.nn.layers import attend
+
+    rng = np.random.default_rng(0)
+    query, key, values = (jnp.asarray(rng.normal(size=(ROWS, n, 8))) for n in (3, LENGTH, LENGTH))
+    found = attend(query, key, values, 2, jnp.asarray(KEPT))
+    for row, count in enumerate(KEPT.sum(axis=1)):
+        expected = np.zeros((3, 8))
+        for head in (slice(0, 4), slice(4, 8)) if count else ():
+            scores = np.exp(query[row, :, head] @ key[row, :count, head].T / 2.0)
+            shares = scores / scores.sum(axis=1, keepdims=True)
+            expected[:, head] = shares @ values[row, :count, head]
+        np.testing.assert_allclose(found[row], expected, atol=1e-12)
+
+
+def test_mean_over_a_mask_counts_only_what_is_shown():
+    from jaxdiff.nn.layers import masked_mean
+
+    tokens = np.random.default_rng(0).normal(size=(ROWS, LENGTH, 3))
+    found = masked_mean(jnp.asarray(tokens), jnp.asarray(KEPT))
+    np.testing.assert_allclose(found[1], tokens[1, :2].mean(axis=0), rtol=1e-12)
+    np.testing.assert_array_equal(found[3], 0.0)
+
+
+def test_cross_attention_adds_nothing_at_first():
+    from jaxdiff.nn.layers import CrossAttention
+
+    options = {"num_heads": 1, "param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+    output = CrossAttention(2, 2, **options)(*(jnp.ones((1, 2, 2)),) * 2, jnp.ones((1, 2), bool))
+    np.testing.assert_array_equal(output, 0.0)
+
+
+def test_a_mask_may_be_of_integers_and_a_sequence_a_named_tuple():
+    class Text(NamedTuple):
+        mask: jax.Array
+        tokens: jax.Array
+
+    params, apply, _, x, log_snr = prepare("mlp", "sequences")
+    cond = sequence()
+    expected = apply(params, x, log_snr, cond)
+    other = Text(cond["mask"].astype(np.int32), cond["tokens"])
+    np.testing.assert_array_equal(apply(params, x, log_snr, other), expected)
+
+
+def test_conditioning_is_dropped_by_the_losses():
+    params, _, apply, x, _ = prepare("mlp", "both")
+    process = processes.vp()
+    network = nn.on_log_snr(apply, process.log_snr)
+
+    null = nn.null_cond(KINDS["both"])
+    cond = value("both")
+
+    @quick_jit
+    def all_losses():
+        def loss(rate, cond):
+            loss_fn = losses.denoising(network, process, drop_cond=rate, null_cond=null)
+            return loss_fn(params, jax.random.key(0), {"x0": x, "cond": cond})[0]
+
+        return loss(1.0, cond), loss(0.0, none_of("both")), loss(0.0, cond)
+
+    dropped, replaced, kept = all_losses()
+    np.testing.assert_allclose(dropped, replaced, rtol=1e-6)
+    assert np.all(np.abs(dropped - kept) > 1e-4)
+
+
+def test_num_classes_is_short_for_labels():
+    short, long = (
+        nnx.eval_shape(lambda o=option: nn.MLP(2, width=4, depth=1, rngs=nnx.Rngs(0), **o))
+        for option in ({"num_classes": 3}, {"conditioning": nn.Labels(3)})
+    )
+    assert nnx.split(short) == nnx.split(long)
+    assert nn.functional(short)[0]["conditioning"]["labels"].shape == (4, 4)
+
+
+# --- Refusals -------------------------------------------------------------------------------
+
+
+def refuse(kind, cond, **options):
+    params, _, apply, x, log_snr = prepare("mlp", kind)
+    jax.eval_shape(lambda params: apply(params, x, log_snr, cond, **options), params)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cond", "error", "message"),
     [
+        ("vectors", np.ones((ROWS, 4)), ValueError, r"`cond` must have shape \(4, 5\)"),
+        ("vectors", np.ones(5), ValueError, r"`cond` must have shape \(4, 5\); got \(5,\)"),
+        ("vectors", np.ones((ROWS, 5), bool), TypeError, "`cond` must hold real numbers"),
+        ("vectors", "text", TypeError, "`cond` must hold real numbers"),
+        ("sequences", np.ones((ROWS, 2, 5)), TypeError, "`cond` must hold `tokens`.* and `mask`"),
+        ("sequences", {"tokens": np.ones((ROWS, 2, 5))}, TypeError, "nothing else; got tokens"),
         (
-            lambda: likelihood.log_prob(FLOW, denoise, X, cond={"mean": MEANS[:2]}),
+            "sequences",
+            {"tokens": np.ones((ROWS, 2, 4)), "mask": np.ones((ROWS, 2), bool)},
             ValueError,
-            r"`cond\['mean'\]` must hold 5 rows",
+            r"`cond\.tokens` must have shape \(4, L, 5\); got \(4, 2, 4\)",
         ),
         (
-            lambda: likelihood.log_prob(FLOW, lambda x, t: x, X, cond=ROWS),
-            TypeError,
-            r"`denoise` must be a function \(x_t, t, cond\)",
-        ),
-        (
-            lambda: samplers.adaptive(FLOW, lambda x, t: x, cond=ROWS),
-            TypeError,
-            r"`denoise` must be a function \(x_t, t, cond\)",
-        ),
-        (
-            lambda: samplers.adaptive(FLOW, denoise, cond=ROWS).init(X[:2]),
+            "sequences",
+            {"tokens": np.ones((ROWS, 0, 5)), "mask": np.ones((ROWS, 0), bool)},
             ValueError,
-            r"`cond\['mean'\]` must hold 2 rows",
+            r"`cond\.tokens` must have shape \(4, L, 5\); got \(4, 0, 5\)",
+        ),
+        (
+            "sequences",
+            {"tokens": np.ones((ROWS, 2, 5)), "mask": np.ones((ROWS, 3), bool)},
+            ValueError,
+            r"`cond\.mask` must have the shape of the tokens.*\(4, 2\); got \(4, 3\)",
+        ),
+        (
+            "sequences",
+            {"tokens": np.ones((ROWS, 2, 5)), "mask": np.ones((ROWS, 2))},
+            TypeError,
+            r"`cond\.mask` must hold booleans, or 0 and 1.*got float64",
+        ),
+        (
+            "sequences",
+            {"tokens": np.ones((ROWS, 2, 5)), "mask": np.full((ROWS, 2), 2)},
+            ValueError,
+            r"`cond\.mask` must hold booleans, or 0 and 1; got 2\.\.2",
+        ),
+        ("both", np.arange(ROWS), TypeError, "`cond` must be a mapping of label, text"),
+        ("both", {"label": np.arange(ROWS)}, ValueError, "got text missing"),
+        ("both", {"label": 0, "text": None, "image": 0}, ValueError, "got image unknown"),
+        (
+            "both",
+            {"label": np.arange(2), "text": None},
+            ValueError,
+            r'`cond\["label"\]` must have shape \(4,\)',
+        ),
+        (
+            "both",
+            {"label": np.full(ROWS, 4), "text": None},
+            ValueError,
+            r'`cond\["label"\]` must hold labels in 0\.\.3',
         ),
     ],
 )
-def test_conditioning_that_does_not_fit_is_refused(call, error, match):
-    with pytest.raises(error, match=match):
-        call()
+def test_values_that_do_not_fit_are_refused_by_name(kind, cond, error, message):
+    with pytest.raises(error, match=message):
+        refuse(kind, cond)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cond", "message"),
+    [
+        ("angles", None, "`cond` must hold angles"),
+        ("sequences", None, '`cond` must hold sequences.*batch\\["cond"\\], or.*nn.null_cond'),
+        (
+            "both",
+            {"label": np.arange(ROWS) % 3, "text": None},
+            r'`cond\["text"\]` must hold sequences.*batch\["cond"\]\["text"\]',
+        ),
+    ],
+)
+def test_training_without_all_conditioning_is_refused(kind, cond, message):
+    with pytest.raises(ValueError, match=message):
+        refuse(kind, cond, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"conditioning": 3}, TypeError, "`conditioning` must be nn.Labels"),
+        ({"conditioning": nn.Labels}, TypeError, "`conditioning` must be nn.Labels"),
+        ({"conditioning": {}}, ValueError, "at least one condition"),
+        ({"conditioning": {"a": 3}}, TypeError, r"`conditioning\['a'\]` must be nn.Labels"),
+        ({"conditioning": {"a b": nn.Labels(2)}}, ValueError, "names such as label; got 'a b'"),
+        ({"conditioning": nn.Labels(2), "num_classes": 2}, ValueError, "give one of the two"),
+    ],
+)
+def test_what_is_no_conditioning_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        nn.MLP(2, width=4, depth=1, rngs=nnx.Rngs(0), **options)
+
+
+def test_tokens_that_no_kind_told_of_are_refused():
+    class Hidden(nn.Sequences):
+        has_context = False
+
+    shapes, apply = nn.functional(nnx.eval_shape(lambda: build("mlp", Hidden(5))))
+    x = jnp.ones((1, 2), jnp.float32)
+    with pytest.raises(TypeError, match="`has_context` of Hidden must be True"):
+        jax.eval_shape(apply, shapes, x, jnp.float32(0.0))
+
+
+@pytest.mark.parametrize("kind", [nn.Labels, nn.Vectors, nn.Sequences])
+def test_sizes_of_conditions_are_judged(kind):
+    with pytest.raises(ValueError, match="must be at least 1; got 0"):
+        kind(0)
+    with pytest.raises(TypeError, match="must be a whole number; got 2.5"):
+        kind(2.5)

@@ -1,65 +1,22 @@
-"""Networks and their functional form: float32 in and out although the tests run in float64."""
+"""Networks: float32 in and out although the tests run in float64."""
 
-import functools
-
-import equinox as eqx
-import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from network_cases import (
+    NUM_CLASSES,
+    check,
+    each_network,
+    make,
+    mlp_and_dit,
+    outline,
+    prepare,
+    quick_jit,
+)
 
-from jaxdiff import denoisers, nn, numerics, processes
-
-NUM_CLASSES = 3
-# Nearly all the time here is LLVM's; these arrays are too small to need its optimisations.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def make(name, **options):
-    """Build a tiny network: (module, shape of one example)."""
-    options = {"num_classes": NUM_CLASSES, "rngs": nnx.Rngs(0), **options}
-    if name == "mlp":
-        return nn.MLP(2, width=16, depth=2, **options), (2,)
-    shape = (8, 8, 1)
-    if name == "unet":
-        return nn.UNet(shape, channels=4, multipliers=(1, 2), num_heads=2, **options), shape
-    return nn.DiT(shape, width=16, depth=1, num_heads=2, **options), shape
-
-
-@functools.cache
-def outline(name, **options):
-    """Build a network with shapes for parameters: drawing them is what takes time to compile."""
-    module = nnx.eval_shape(lambda: make(name, **options)[0])
-    return module, (2,) if name == "mlp" else (8, 8, 1)
-
-
-@functools.cache
-def prepare(name, **options):
-    """Return (params, jitted apply, x, t, labels) for a batch of 4; compiled once for all tests.
-
-    No parameter is zero, so that every path is open.
-    """
-    module, shape = outline(name, **options)
-    shapes, apply = nn.functional(module)
-    rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype), shapes)
-    x = jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32)
-    t = jnp.linspace(-5.0, 5.0, 4, dtype=jnp.float32)
-    return params, quick_jit(apply), x, t, jnp.arange(4)
-
-
-def check(name, x, t, cond=None, **options):
-    """Run the checks of a network, and none of its arithmetic."""
-    params, apply = nn.functional(outline(name, **options)[0])
-    jax.eval_shape(lambda params, x, t: apply(params, x, t, cond), params, x, t)
-
-
-each_network = pytest.mark.parametrize("name", ["mlp", "unet", "dit"])
-# Where the three share the code under test: the U-Net takes several seconds a compilation.
-mlp_and_dit = pytest.mark.parametrize("name", ["mlp", "dit"])
-
+from jaxdiff import nn, numerics
 
 # --- Values ---------------------------------------------------------------------------------
 
@@ -97,6 +54,55 @@ def test_initialisation_follows_from_the_seed_and_outputs_exactly_zero(name):
     np.testing.assert_array_equal(apply(first, x, t, labels), 0.0)
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(*(p["conditioning"]["time_in"]["kernel"] for p in (first, other)))
+
+
+def names_of(params):
+    leaves = jax.tree.leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def test_parameters_keep_their_names_and_first_values():
+    """Runs of earlier versions are read by these names; the values depend on the order of draws."""
+    module = nn.MLP(1, width=2, depth=1, num_classes=2, rngs=nnx.Rngs(0))
+    found = {name: float(np.ravel(a)[0]) for name, a in names_of(nn.functional(module)[0]).items()}
+    assert found == pytest.approx(
+        {
+            "block_00.inner.bias": 0.0,
+            "block_00.inner.kernel": -0.0480226837,
+            "block_00.modulation.kernel": 0.0553166568,
+            "block_00.outer.bias": 0.0,
+            "block_00.outer.kernel": -0.1478622854,
+            "conditioning.labels": -0.0204177070,
+            "conditioning.time_in.bias": 0.0,
+            "conditioning.time_in.kernel": 0.2064231783,
+            "conditioning.time_out.bias": 0.0,
+            "conditioning.time_out.kernel": 0.9857959151,
+            "input.bias": 0.0,
+            "input.kernel": 0.6871700287,
+            "output.bias": 0.0,
+            "output.kernel": 0.0,
+        },
+        rel=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("unet", {"attention": 304, "conv_in": 40, "down_00_00": 448, "down_01_00": 1216}),
+        ("unet", {"middle_00": 1472, "middle_01": 1472, "up_01_00": 2200, "up_00_00": 804}),
+        ("unet", {"norm_out": 8, "conv_out": 37, "conditioning": 1376}),
+        ("dit", {"block_00": 4848, "conditioning": 1376, "input": 80, "output": 68}),
+        ("dit", {"final_modulation": 544}),
+    ],
+)
+def test_parts_of_image_networks_keep_their_names_and_sizes(name, sizes):
+    params, _ = nn.functional(outline(name)[0])
+    assert (
+        sizes.items()
+        <= {k: sum(a.size for a in names_of(v).values()) for k, v in params.items()}.items()
+    )
+    assert len(params) == {"unet": 11, "dit": 5}[name]
 
 
 @each_network
@@ -165,6 +171,53 @@ def test_float64_is_computed_where_asked_for(name):
     params, apply, x, t, labels = prepare(name, dtype=jnp.float64, param_dtype=jnp.float64)
     assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype(jnp.float64)}
     assert jax.eval_shape(apply, params, x, t, labels).dtype == jnp.float64
+
+
+def test_one_set_of_parameters_serves_images_of_every_size():
+    params, _, x, t, labels = prepare("unet")
+    wide = jnp.concatenate([x, x], axis=2)
+    options = {"channels": 4, "multipliers": (1, 2), "num_heads": 2, "num_classes": NUM_CLASSES}
+    made_for = [(8, 8, 1), (8, 16, 1)]
+    programs = []
+    for shape in made_for:
+        module = nnx.eval_shape(lambda s=shape: nn.UNet(s, rngs=nnx.Rngs(0), **options))
+        shapes, apply = nn.functional(module)
+        assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
+        programs.append(jax.make_jaxpr(apply)(params, wide, t, labels))
+    assert str(programs[0]) == str(programs[1])
+    assert programs[0].out_avals[0].shape == wide.shape
+
+
+def test_images_that_cannot_be_halved_are_refused():
+    x = jnp.ones((2, 8, 8, 1), jnp.float32)
+    with pytest.raises(ValueError, match="`x` must have H and W divisible by 2 for 2 levels"):
+        check("unet", x[:, :7], jnp.float32(0.0))
+    with pytest.raises(ValueError, match=r"`x` must have shape \(B, H, W, 1\); got \(2, 8, 8, 2\)"):
+        check("unet", jnp.concatenate([x, x], axis=-1), jnp.float32(0.0))
+    with pytest.raises(ValueError, match=r"`x` must have shape \(B, 8, 8, 1\); got \(2, 8, 4, 1\)"):
+        check("dit", x[:, :, :4], jnp.float32(0.0))
+
+
+def test_attention_stands_at_the_levels_asked_for():
+    options = {"channels": 4, "multipliers": (1, 2), "num_blocks": 2, "num_heads": 2}
+    shapes, apply = nn.functional(
+        nnx.eval_shape(
+            lambda: nn.UNet((8, 8, 1), attention_levels=(1,), rngs=nnx.Rngs(0), **options)
+        )
+    )
+    found = {name for name in shapes if "attention" in name}
+    places = {f"{way}_attention_01_{i:02d}" for way in ("down", "up") for i in range(2)}
+    assert found == {"attention"} | places
+    x = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+    program = str(jax.make_jaxpr(apply)(shapes, x, jax.ShapeDtypeStruct((), jnp.float32)))
+    assert program.count(" exp ") == 5  # of the softmax in each
+
+
+def test_log_snr_may_be_given_by_its_name():
+    params, apply, x, t, labels = prepare("mlp")
+    np.testing.assert_array_equal(
+        apply(params, x, log_snr=t, cond=labels), apply(params, x, t, labels)
+    )
 
 
 def test_layer_norm_is_the_published_formula():
@@ -260,129 +313,6 @@ def test_remat_gives_the_same_gradient():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * scale)
 
 
-# --- The functional form --------------------------------------------------------------------
-
-
-def keys_of(tree):
-    if isinstance(tree, dict):
-        for key, branch in tree.items():
-            yield key
-            yield from keys_of(branch)
-
-
-@each_network
-def test_parameters_are_plain_dicts_with_string_keys(name):
-    params, _ = nn.functional(outline(name)[0])
-    assert {type(key) for key in keys_of(params)} == {str}
-
-
-def test_twelve_blocks_sort_in_order():
-    build = functools.partial(nn.DiT, (4, 4, 1), width=4, depth=12, num_heads=1)
-    params, _ = nn.functional(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
-    blocks = [key for key in params if key.startswith("block_")]
-    assert blocks == [f"block_{i:02d}" for i in range(12)]
-    assert sorted(blocks) == blocks
-
-
-def test_jit_equals_eager():
-    params, jitted, x, t, labels = prepare("mlp")
-    eager = nn.functional(outline("mlp")[0])[1](params, x, t, labels)
-    compiled = jitted(params, x, t, labels)
-    # Fusion reorders float32 sums.
-    np.testing.assert_allclose(compiled, eager, atol=2e-5 * float(jnp.abs(eager).max()))
-
-
-@mlp_and_dit
-def test_vmap_over_seeds_equals_a_loop(name):
-    params, apply, x, t, labels = prepare(name)
-    stack = jax.tree.map(lambda a: jnp.stack([a, 0.5 * a]), params)
-    both = jax.vmap(apply, in_axes=(0, None, None, None))(stack, x, t, labels)
-    alone = apply(jax.tree.map(lambda a: 0.5 * a, params), x, t, labels)
-    np.testing.assert_allclose(both[1], alone, atol=2e-5 * float(jnp.abs(alone).max()))
-
-
-@mlp_and_dit
-def test_forward_mode_equals_reverse_mode(name):
-    """Divergences push tangents through the network."""
-    params, apply, x, t, labels = prepare(name, dtype=jnp.float64, param_dtype=jnp.float64)
-    x = x.astype(jnp.float64)
-    tangent = jax.random.normal(jax.random.key(5), x.shape)
-
-    @quick_jit
-    def both_ways(x):
-        def network(x):
-            return apply.__wrapped__(params, x, t, labels)
-
-        pushed = jax.jvp(network, (x,), (tangent,))[1]
-        pulled = jax.vjp(network, x)[1](tangent)[0]
-        return jnp.sum(pushed * tangent), jnp.sum(pulled * tangent)
-
-    np.testing.assert_allclose(*both_ways(x), rtol=1e-10)
-
-
-def test_other_state_is_refused_by_name():
-    class Stateful(nnx.Module):
-        def __init__(self, rngs):
-            self.linear = nnx.Linear(2, 2, rngs=rngs)
-            self.norm = nnx.BatchNorm(2, rngs=rngs)
-            self.drop = nnx.Dropout(0.1, rngs=rngs)
-
-    with pytest.raises(ValueError, match=r"drop\.rngs\.count.*norm\.mean \(BatchStat\)"):
-        nn.functional(Stateful(nnx.Rngs(0)))
-
-
-def test_lists_of_modules_are_refused_with_the_remedy():
-    class Listed(nnx.Module):
-        def __init__(self, rngs):
-            self.blocks = nnx.List([nnx.Linear(2, 2, rngs=rngs) for _ in range(2)])
-
-    with pytest.raises(ValueError, match=r"blocks\.0, blocks\.1.*zero-padded"):
-        nn.functional(Listed(nnx.Rngs(0)))
-
-
-def test_on_log_snr_shows_the_network_the_log_snr():
-    process = processes.flow()
-    params, apply, x, _, labels = prepare("mlp")
-    t = jnp.array([0.1, 0.4, 0.8, 1.0], jnp.float32)
-    wrapped = nn.on_log_snr(apply, process.log_snr)(params, x, t, labels)
-    np.testing.assert_array_equal(wrapped, apply(params, x, process.log_snr(t), labels))
-    assert np.isfinite(wrapped).all()
-
-
-class EquinoxNetwork(eqx.Module):
-    layer: eqx.nn.Linear
-
-    def __call__(self, x_t, t):
-        return jax.vmap(self.layer)(x_t) * jnp.exp(-t).astype(x_t.dtype)
-
-
-def linen_network():
-    module = linen.Dense(2)
-    params = module.init(jax.random.key(0), jnp.ones((1, 2), jnp.float32))
-    return lambda x_t, t: module.apply(params, x_t)
-
-
-def nnx_network():
-    params, apply, *_ = prepare("mlp")
-    return lambda x_t, t: apply(params, x_t, t)
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        nnx_network,
-        linen_network,
-        lambda: EquinoxNetwork(eqx.nn.Linear(2, 2, key=jax.random.key(0))),
-        lambda: lambda x_t, t: jnp.zeros_like(x_t),
-    ],
-    ids=["nnx", "linen", "equinox", "function"],
-)
-def test_any_callable_serves_as_a_network(build):
-    denoise = denoisers.from_network(build(), processes.vp(), prediction="v")
-    x = jnp.ones((3, 2), jnp.float32)
-    assert denoise(x, jnp.float32(0.5)).shape == x.shape
-
-
 # --- Refusals -------------------------------------------------------------------------------
 
 
@@ -416,7 +346,7 @@ def test_wrong_shapes_are_refused(name):
         check(name, x[..., jnp.newaxis], jnp.float32(0.0))
     with pytest.raises(ValueError, match="`x` must have shape"):
         check(name, x[0], jnp.float32(0.0))
-    with pytest.raises(ValueError, match="`t` must have shape"):
+    with pytest.raises(ValueError, match="`log_snr` must have shape"):
         check(name, x, jnp.zeros(3, jnp.float32))
     with pytest.raises(ValueError, match="`cond` must have shape"):
         check(name, x, jnp.float32(0.0), jnp.array([0]))
@@ -441,31 +371,8 @@ def test_what_is_no_array_is_refused_by_its_name(name):
             jax.eval_shape(lambda p, cond=cond: apply(p, x, jnp.float32(0.0), cond), params)
     with pytest.raises(TypeError, match="`x` must hold real numbers"):
         jax.eval_shape(lambda p: apply(p, {"image": x}, jnp.float32(0.0)), params)
-    with pytest.raises(TypeError, match="`t` must hold real numbers"):
+    with pytest.raises(TypeError, match="`log_snr` must hold real numbers"):
         jax.eval_shape(lambda p: apply(p, x, None), params)
-
-
-def test_a_network_says_what_its_time_is():
-    process = processes.vp()
-    _, apply = nn.functional(outline("mlp")[0])
-    assert apply.time == "log_snr"
-    assert nn.deferred(lambda: make("mlp")[0])[1].time == "log_snr"
-    timed = nn.on_log_snr(apply, process.log_snr)
-    assert timed.time == "t"
-    with pytest.raises(ValueError, match="`apply` takes times, not log-SNRs"):
-        nn.on_log_snr(timed, process.log_snr)
-    with pytest.raises(TypeError, match="`log_snr` must be a function of the time, such as"):
-        nn.on_log_snr(apply, process)
-    nn.on_log_snr(lambda params, x_t, t, cond=None, key=None: x_t, process.log_snr)
-
-
-@pytest.mark.parametrize(
-    ("module", "got"),
-    [(nn.MLP, "the class MLP"), (lambda x: x, "the function <lambda>"), ({}, "{} ")],
-)
-def test_what_is_no_module_is_not_taken_apart(module, got):
-    with pytest.raises(TypeError, match=f"`module` must be a flax.nnx.Module, made; got {got}"):
-        nn.functional(module)
 
 
 @pytest.mark.parametrize(
@@ -502,6 +409,14 @@ def test_options_of_another_kind_are_refused(options, name):
         (lambda r: nn.UNet((6, 6, 1), rngs=r), "divisible by 4"),
         (lambda r: nn.UNet((8, 8, 1), multipliers=(), rngs=r), "`multipliers`"),
         (lambda r: nn.UNet((8, 8, 1), num_heads=7, rngs=r), "`num_heads`"),
+        (lambda r: nn.UNet((8, 8, 1), multipliers=(1, 0), rngs=r), "`multipliers`"),
+        (lambda r: nn.UNet((8, 8, 1), attention_levels=(3,), rngs=r), r"in 0\.\.2"),
+        (
+            lambda r: nn.UNet(
+                (8, 8, 1), channels=6, multipliers=(1, 2), attention_levels=(0,), rngs=r
+            ),
+            "the 6 channels of level 0; got 4",
+        ),
         (lambda r: nn.DiT((8, 9, 1), rngs=r), "`patch_size`"),
         (lambda r: nn.DiT((8, 8, 1), width=10, rngs=r), "`width`"),
         (lambda r: nn.DiT((8, 8, 1), width=16, num_heads=3, rngs=r), "`width`"),

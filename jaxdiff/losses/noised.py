@@ -124,6 +124,8 @@ def _as_alike(value: Array, null: Any) -> tuple[Array, Array]:
         )
     if jnp.issubdtype(value.dtype, jnp.floating):
         return value, null.astype(value.dtype)
+    if value.dtype == null.dtype == jnp.bool_:  # a mask
+        return value, null
     if not jnp.issubdtype(null.dtype, jnp.integer) or not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(
             f'`null_cond` must be of the kind of batch["cond"], {value.dtype}; got {null.dtype}.'

@@ -4,16 +4,40 @@
     params, apply = nn.functional(module)
     network = nn.on_log_snr(apply, process.log_snr)   # network(params, x_t, t, labels, key=key)
 
-The networks embed their time argument as a log-SNR. Any callable of the same signature works in
-their place: a Linen ``apply``, an Equinox module or a plain function.
+The networks embed their time argument as a log-SNR; what they are conditioned on is said by
+`conditioning`. Any callable of the same signature works in their place: a Linen ``apply``, an
+Equinox module and a plain function are each shown working in the tests.
 """
 
 from jaxdiff.extras import needed_by
 
 with needed_by("jaxdiff.nn"):
+    from jaxdiff.nn.conditioning import (
+        Condition,
+        Context,
+        Embedding,
+        Labels,
+        Sequences,
+        Vectors,
+        null_cond,
+    )
     from jaxdiff.nn.dit import DiT
     from jaxdiff.nn.functional import deferred, functional, on_log_snr
     from jaxdiff.nn.mlp import MLP
     from jaxdiff.nn.unet import UNet
 
-__all__ = ["MLP", "DiT", "UNet", "deferred", "functional", "on_log_snr"]
+__all__ = [
+    "MLP",
+    "Condition",
+    "Context",
+    "DiT",
+    "Embedding",
+    "Labels",
+    "Sequences",
+    "UNet",
+    "Vectors",
+    "deferred",
+    "functional",
+    "null_cond",
+    "on_log_snr",
+]

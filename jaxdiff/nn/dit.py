@@ -1,16 +1,21 @@
 r"""The diffusion transformer with adaLN-Zero blocks.
 
 The image is cut into N = (H / p)(W / p) patches of p x p pixels; each becomes a token of C
-numbers. With c = silu(time and label embedding), every block is
+numbers. With c = silu(embedding of log-SNR and conditioning), every block is
 
     (b1, g1, a1, b2, g2, a2) = W c + w                           (6 C numbers an example)
     h <- h + a1 * proj(attention(qkv((1 + g1) * norm(h) + b1)))
     h <- h + a2 * mlp((1 + g2) * norm(h) + b2)
 
 with W = w = 0 at first, so that each block starts as the identity; the output layer starts at
-zero too, hence so does the network.
+zero too, hence so does the network. Where it is conditioned on sequences,
 
-Source: Peebles and Xie 2023 (arXiv:2212.09748), section 3.2 and Figure 3.
+    h <- h + cross(norm(h), tokens)
+
+stands between the two, cross being cross-attention whose projection starts at zero.
+
+Source: Peebles and Xie 2023 (arXiv:2212.09748), section 3.2 and Figure 3; for cross-attention Chen
+et al. 2024 (arXiv:2310.00426), section 2.3, with the normalisation, which they do without.
 """
 
 from typing import Any
@@ -20,19 +25,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxdiff import numerics
+from jaxdiff.nn.conditioning import Conditions, Context
 from jaxdiff.nn.layers import (
-    Conditioning,
+    CrossAttention,
     Linear,
     attention,
     check_image_shape,
     check_input,
-    check_options,
     checkpointed,
     dropout,
     layer_norm,
-    output_dtype,
 )
+from jaxdiff.nn.network import Conditioning, Network
 from jaxdiff.typing import Array, Key
 
 
@@ -84,6 +88,7 @@ class DiTBlock(nnx.Module):
         mlp_ratio: int,
         dropout: float,
         site: int,
+        cross: bool,
         **options: Any,
     ) -> None:
         self.num_heads = num_heads
@@ -96,19 +101,22 @@ class DiTBlock(nnx.Module):
         self.projection = Linear(width, width, kernel_init=xavier, **options)
         self.inner = Linear(width, mlp_ratio * width, kernel_init=xavier, **options)
         self.outer = Linear(mlp_ratio * width, width, kernel_init=xavier, **options)
+        self.cross = CrossAttention(width, width, num_heads=num_heads, **options) if cross else None
 
-    def __call__(self, h: Array, c: Array, key: Key | None) -> Array:
-        """Map tokens (B, N, C) and activated conditioning (B, C) to tokens (B, N, C)."""
+    def __call__(self, h: Array, c: Array, context: Context | None, key: Key | None) -> Array:
+        """Map tokens (B, N, C) to the same shape, given activated conditioning (B, C)."""
         modulation = self.modulation(c)[:, jnp.newaxis]
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
         mixed = attention(self.qkv(modulate(h, shift1, scale1)), self.num_heads)
         h = h + gate1 * dropout(self.projection(mixed), self.dropout, key, 2 * self.site)
+        if self.cross is not None and context is not None:
+            h = h + self.cross(layer_norm(h), *context)
         inner = jax.nn.gelu(self.inner(modulate(h, shift2, scale2)), approximate=True)
         return h + gate2 * dropout(self.outer(inner), self.dropout, key, 2 * self.site + 1)
 
 
-class DiT(nnx.Module):
-    """A diffusion transformer on images.
+class DiT(Network):
+    """A diffusion transformer on images of one size, as its positions are fixed.
 
     Speed on CPU, one adamw step of 128 images of 8 x 8 x 1 at the default sizes, all variants
     interleaved on two loaded cores: dense layers on flattened tokens 1.35 times as fast as on
@@ -125,13 +133,9 @@ class DiT(nnx.Module):
         num_heads: of the attention.
         mlp_ratio: width of the perceptrons' hidden layer over `width`.
         learned_positions: learn the position embedding, starting from the fixed one.
-        num_classes: None or 0 for an unconditional network; otherwise labels are integers in
-            0..num_classes, num_classes being the null label.
-        dropout: rate at the end of both branches of a block, on when a key is given.
-        remat: recompute the blocks in the backward pass, for memory.
-        dtype: of the computation; normalisation and softmax are in float32 at least.
-        param_dtype: of the parameters.
-        rngs: source of the initial parameters, which follow from its seed.
+        dropout: rate at the end of both branches of a block.
+        conditioning, num_classes, remat, dtype, param_dtype, rngs: what all networks take, see
+            :class:`jaxdiff.nn.network.Network`.
 
     Raises:
         TypeError: if an option is of another kind.
@@ -141,9 +145,6 @@ class DiT(nnx.Module):
     Source: Peebles and Xie 2023 (arXiv:2212.09748), with log-SNR for the time step, and
     dropout, which they do not use.
     """
-
-    time = "log_snr"
-    """What `t` is; see :func:`jaxdiff.nn.on_log_snr`."""
 
     def __init__(
         self,
@@ -155,6 +156,7 @@ class DiT(nnx.Module):
         num_heads: int = 4,
         mlp_ratio: int = 4,
         learned_positions: bool = False,
+        conditioning: Conditions | None = None,
         num_classes: int | None = None,
         dropout: float = 0.0,
         remat: bool = False,
@@ -165,7 +167,7 @@ class DiT(nnx.Module):
         self.shape = check_image_shape(shape)
         sizes = {"patch_size": patch_size, "width": width, "depth": depth, "num_heads": num_heads}
         sizes["mlp_ratio"] = mlp_ratio
-        check_options(dropout=dropout, num_classes=num_classes, dtype=dtype, rngs=rngs, **sizes)
+        super().__init__(dropout=dropout, remat=remat, dtype=dtype, rngs=rngs, **sizes)
         if self.shape[0] % patch_size or self.shape[1] % patch_size:
             raise ValueError(
                 f"`patch_size` must divide H and W; got {patch_size} for {self.shape[:2]}."
@@ -177,12 +179,12 @@ class DiT(nnx.Module):
         self.patch_size = patch_size
         self.width = width
         self.depth = depth
-        self.remat = remat
-        self.dtype = dtype
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         zeros = nnx.initializers.zeros
         patch_dims = patch_size**2 * self.shape[2]
-        self.conditioning = Conditioning(width, num_classes=num_classes, **options)
+        self.conditioning = Conditioning(
+            width, conditioning=conditioning, num_classes=num_classes, **options
+        )
         self.input = Linear(
             patch_dims, width, kernel_init=nnx.initializers.xavier_uniform(), **options
         )
@@ -198,45 +200,32 @@ class DiT(nnx.Module):
                 mlp_ratio=mlp_ratio,
                 dropout=dropout,
                 site=i,
+                cross=self.conditioning.has_context,
                 **options,
             )
             setattr(self, f"block_{i:02d}", block)
         self.final_modulation = Linear(width, 2 * width, kernel_init=zeros, **options)
         self.output = Linear(width, patch_dims, kernel_init=zeros, **options)
 
-    def __call__(
-        self, x: Array, t: Array, cond: Array | None = None, *, key: Key | None = None
-    ) -> Array:
-        """Evaluate the network.
-
-        Args:
-            x: images, shape (B, H, W, C).
-            t: log-SNR, shape () or (B,); infinities are allowed.
-            cond: integer labels (B,); in evaluation None stands for the null label.
-            key: one key or (B,) row keys: training, with dropout; None: evaluation.
-
-        Returns:
-            Shape (B, H, W, C), in the dtype of the computation but at least float32; 0 at
-            initialisation.
+    def check_x(self, x: Any) -> Array:
+        """Return images (B, H, W, C) in the dtype of the computation.
 
         Raises:
-            TypeError: if `x` is not one array of real numbers, or labels are no integers.
-            ValueError: if a shape is wrong, a concrete label out of range, or `cond` given to
-                an unconditional network or missing in the training of another.
+            TypeError: if `x` is not one array of real numbers.
+            ValueError: if its shape is another.
         """
-        x = check_input(x, self.shape, self.dtype)
-        num_rows = x.shape[0]
-        rows = None if key is None else numerics.row_keys(key, num_rows)
+        return check_input(x, self.shape, self.dtype)
+
+    def evaluate(self, x: Array, c: Array, context: Context | None, rows: Key | None) -> Array:
+        """Return the output (B, H, W, C)."""
         positions = self._fixed_positions() if self.positions is None else self.positions[...]
         h = self.input(patchify(x, self.patch_size))
         h = h + jnp.asarray(positions, self.dtype)[jnp.newaxis]
-        c = self.conditioning(t, cond, num_rows, training=key is not None)
         c = jax.nn.silu(c)
         for i in range(self.depth):
-            h = checkpointed(getattr(self, f"block_{i:02d}"), self.remat)(h, c, rows)
+            h = checkpointed(getattr(self, f"block_{i:02d}"), self.remat)(h, c, context, rows)
         shift, scale = jnp.split(self.final_modulation(c)[:, jnp.newaxis], 2, axis=-1)
-        tokens = self.output(modulate(h, shift, scale)).astype(output_dtype(self.dtype))
-        return unpatchify(tokens, self.patch_size, self.shape)
+        return unpatchify(self.output(modulate(h, shift, scale)), self.patch_size, self.shape)
 
     def _fixed_positions(self) -> np.ndarray:
         height, width, _ = self.shape

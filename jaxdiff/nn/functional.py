@@ -6,6 +6,7 @@ puts the two together again while it is traced. Nothing is left that a call coul
 result may be jitted, differentiated, and mapped over examples or over parameters.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,23 +15,28 @@ from flax import nnx
 from jaxdiff import checks
 from jaxdiff.typing import Apply, Array, Key, PyTree
 
+_EMPTY = inspect.Parameter.empty
 
-def functional(module: nnx.Module) -> tuple[dict[str, Any], Apply]:
+
+def functional(module: nnx.Module) -> tuple[dict[str, Any], Callable[..., Any]]:
     """Take a module apart into its parameters and a pure function.
 
     Args:
-        module: called as ``module(x_t, t, cond, key=key)``; `key` is None in evaluation. Its
-            parameters are shared with `params`, and the module itself is not used again.
+        module: its `__call__` takes and returns what it likes; that of a network takes
+            ``(x_t, t, cond, key=key)``. Its parameters are shared with `params`, and the module
+            itself is not used again.
 
     Returns:
         (params, apply). `params` is a nest of plain dicts with string keys, whose leaves are
-        the `nnx.Param` arrays. ``apply(params, x_t, t, cond=None, *, key=None)`` is pure; a
-        key turns training behaviour (dropout) on. Where the module's class says by an attribute
-        `time` what its time argument is, ``apply.time`` says it too: "log_snr" for the networks
-        of this package, so that whoever would hand it a time can tell.
+        the `nnx.Param` arrays. ``apply(params, *args, key=None, **kwargs)`` is pure and hands its
+        arguments on; a key turns training behaviour (dropout) on. What the module calls `cond` or
+        `key` is None where it is not given. Where the module's class says by an attribute `time`
+        what its time argument is, ``apply.time`` says it too: "log_snr" for the networks of this
+        package, so that whoever would hand it a time can tell.
 
     Raises:
-        TypeError: if `module` is no nnx.Module.
+        TypeError: if `module` is no nnx.Module, or cannot be called; by `apply`, if it is given a
+            key that the module does not take.
         ValueError: if the module holds state other than `nnx.Param` (batch-norm statistics,
             the counters of `nnx.Dropout`), which a pure function could not update, or a list
             of sub-modules, whose integer keys do not survive a checkpoint.
@@ -61,16 +67,20 @@ def functional(module: nnx.Module) -> tuple[dict[str, Any], Apply]:
             'setattr(self, f"block_{i:02d}", block).'
         )
 
-    def apply(
-        params: PyTree, x_t: Array, t: Array, cond: PyTree = None, *, key: Key | None = None
-    ) -> Array:
-        return nnx.merge(graph, params)(x_t, t, cond, key=key)
+    if not callable(module):
+        raise TypeError(f"`module` must have a __call__; {type(module).__name__} has none.")
+    complete = _completing(module)
+
+    def apply(params: PyTree, *args: Any, key: Key | None = None, **kwargs: Any) -> Any:
+        return nnx.merge(graph, params)(*args, **complete(args, kwargs, key))
 
     time = getattr(type(module), "time", None)
     return params, apply if time is None else _taking(time, apply)
 
 
-def deferred(make: Callable[[], nnx.Module]) -> tuple[Callable[[], dict[str, Any]], Apply]:
+def deferred(
+    make: Callable[[], nnx.Module],
+) -> tuple[Callable[[], dict[str, Any]], Callable[..., Any]]:
     """Take a module apart that is not made yet, so that its parameters can be made where they go.
 
     Args:
@@ -123,7 +133,29 @@ def on_log_snr(apply: Apply, log_snr: Callable[[Array], Array]) -> Apply:
     return _taking("t", apply_at_time)
 
 
-def _taking(time: str, apply: Apply) -> Apply:
+def _completing(module: nnx.Module) -> Callable[[Any, dict[str, Any], Key | None], dict[str, Any]]:
+    """Return what makes (args, kwargs, key) of `apply` into the keywords of the module's call."""
+    signature = inspect.signature(module)
+    takes = signature.parameters
+    takes_key = "key" in takes or any(each.kind is each.VAR_KEYWORD for each in takes.values())
+    needed = [name for name in ("cond", "key") if name in takes and takes[name].default is _EMPTY]
+    name = type(module).__name__
+
+    def complete(args: Any, kwargs: dict[str, Any], key: Key | None) -> dict[str, Any]:
+        if key is not None:
+            if not takes_key:
+                raise TypeError(
+                    f"`key` must not be given: {name}.__call__ has no argument of that name. Let "
+                    "it take key=None, even if it draws nothing."
+                )
+            kwargs = {**kwargs, "key": key}
+        given = signature.bind_partial(*args, **kwargs).arguments if needed else {}
+        return {**dict.fromkeys(each for each in needed if each not in given), **kwargs}
+
+    return complete
+
+
+def _taking(time: str, apply: Callable[..., Any]) -> Callable[..., Any]:
     """Say on a function what its time argument is."""
     apply.time = time  # type: ignore[attr-defined]
     return apply

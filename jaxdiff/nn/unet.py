@@ -4,14 +4,20 @@ Levels l = 0..L-1 work at resolution H / 2^l with channels * multipliers[l] chan
 down each level has `num_blocks` residual blocks, whose outputs are kept, and then halves the
 resolution by 2 x 2 means; in the middle stand a block, attention and a block, at the lowest
 resolution; on the way up each level takes its kept outputs back, last first, concatenated before a
-block, and then doubles the resolution by repetition. With c = silu(time and label embedding), a
-residual block is
+block, and then doubles the resolution by repetition. Levels of `attention_levels` have attention
+after every block, on both ways. With c = silu(embedding of log-SNR and conditioning), a residual
+block is
 
     (g, b) = W c + w
     h <- shortcut(h) + conv(dropout(silu((1 + g) * norm(conv(silu(norm(h)))) + b)))
 
-where norm is group normalisation. The last convolution of a block, the attention's projection and
-the output convolution start at zero, hence so does the network.
+where norm is group normalisation. Attention is
+
+    h <- h + proj(attention(qkv(norm(h))))
+    h <- h + cross(norm(h), tokens)                    where it is conditioned on sequences
+
+The last convolution of a block, the attentions' projections and the output convolution start at
+zero, hence so does the network.
 
 Source: Ho et al. 2020 (arXiv:2006.11239), appendix B, with the scale and shift of Dhariwal and
 Nichol 2021 (arXiv:2105.05233), section 3.1 (adaptive group normalisation: y_s norm(h) + y_b).
@@ -24,18 +30,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdiff import numerics
+from jaxdiff import checks
+from jaxdiff.nn.conditioning import Conditions, Context
 from jaxdiff.nn.layers import (
-    Conditioning,
+    CrossAttention,
     Linear,
     attention,
     check_image_shape,
     check_input,
-    check_options,
     checkpointed,
     dropout,
-    output_dtype,
 )
+from jaxdiff.nn.network import Conditioning, Network
 from jaxdiff.typing import Array, Key
 
 
@@ -113,51 +119,70 @@ class ResidualBlock(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """Self-attention among the pixels of an image; `options` go to its layers."""
+    """Attention among the pixels of an image, then to a context; `options` go to its layers.
 
-    def __init__(self, channels: int, *, num_heads: int, **options: Any) -> None:
+    Args:
+        channels: C.
+        num_heads: a divisor of C.
+        context_width: of the tokens of the context; None is without.
+        options: of the layers.
+    """
+
+    def __init__(
+        self, channels: int, *, num_heads: int, context_width: int | None, **options: Any
+    ) -> None:
         self.num_heads = num_heads
-        self.norm = GroupNorm(channels, param_dtype=options["param_dtype"])
+        norm_options = {"param_dtype": options["param_dtype"]}
+        self.norm = GroupNorm(channels, **norm_options)
         self.qkv = Linear(channels, 3 * channels, **options)
         zeros = nnx.initializers.zeros
         self.projection = Linear(channels, channels, kernel_init=zeros, **options)
+        if context_width is None:
+            self.cross = None
+        else:
+            self.cross_norm = GroupNorm(channels, **norm_options)
+            self.cross = CrossAttention(channels, context_width, num_heads=num_heads, **options)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, context: Context | None) -> Array:
         """Map (B, H, W, C) to the same shape."""
         tokens = self.norm(x).reshape(x.shape[0], -1, x.shape[-1])
         mixed = attention(self.qkv(tokens), self.num_heads)
-        return x + self.projection(mixed).reshape(x.shape)
+        x = x + self.projection(mixed).reshape(x.shape)
+        if self.cross is None or context is None:
+            return x
+        tokens = self.cross_norm(x).reshape(tokens.shape)
+        return x + self.cross(tokens, *context).reshape(x.shape)
 
 
-class UNet(nnx.Module):
-    """A small convolutional network on images, with skip connections and one attention layer.
+class UNet(Network):
+    """A small convolutional network on images, with skip connections and attention.
+
+    The same parameters serve images of every size whose H and W are multiples of
+    2^(len(multipliers) - 1); the number of their channels is fixed.
 
     On CPU: XLA computes the gradient of a convolution inside `lax.scan` or `lax.while_loop` 5 to
     10 times slower than outside. Do not scan its train steps there; call them one by one.
 
     Args:
-        shape: (H, W, C) of the images; H and W divisible by 2^(len(multipliers) - 1), as
-            are 8, 28 and 32 for the three levels of the default.
+        shape: (H, W, C) of the images. Only C is kept; H and W are held to what every image is
+            held to, as are 8, 28 and 32 for the three levels of the default.
         channels: of the first level.
         multipliers: the channels of each level over `channels`.
         num_blocks: residual blocks a level, on each way.
-        num_heads: of the attention, a divisor of the last level's channels.
-        num_classes: None or 0 for an unconditional network; otherwise labels are integers in
-            0..num_classes, num_classes being the null label.
-        dropout: rate before the last convolution of a block, on when a key is given.
-        remat: recompute the residual blocks in the backward pass, for memory.
-        dtype: of the computation; normalisation and softmax are in float32 at least.
-        param_dtype: of the parameters.
-        rngs: source of the initial parameters, which follow from its seed.
+        num_heads: of the attention, a divisor of the channels of the last level and of those
+            with attention.
+        attention_levels: which levels have attention, counted from 0, the first; the middle has
+            it always.
+        dropout: rate before the last convolution of a block.
+        remat: recompute the residual blocks, not the attention, in the backward pass.
+        conditioning, num_classes, dtype, param_dtype, rngs: what all networks take, see
+            :class:`jaxdiff.nn.network.Network`.
 
     Raises:
         TypeError: if an option is of another kind.
-        ValueError: if a size is below 1, does not divide as said above, or `dropout` lies
-            outside [0, 1).
+        ValueError: if a size is below 1, does not divide as said above, a level is none, or
+            `dropout` lies outside [0, 1).
     """
-
-    time = "log_snr"
-    """What `t` is; see :func:`jaxdiff.nn.on_log_snr`."""
 
     def __init__(
         self,
@@ -167,6 +192,8 @@ class UNet(nnx.Module):
         multipliers: tuple[int, ...] = (1, 2, 2),
         num_blocks: int = 1,
         num_heads: int = 4,
+        attention_levels: tuple[int, ...] = (),
+        conditioning: Conditions | None = None,
         num_classes: int | None = None,
         dropout: float = 0.0,
         remat: bool = False,
@@ -174,27 +201,39 @@ class UNet(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        self.shape = check_image_shape(shape)
         sizes = {"channels": channels, "num_blocks": num_blocks, "num_heads": num_heads}
-        sizes["multipliers"] = min(multipliers, default=0)
-        check_options(dropout=dropout, num_classes=num_classes, dtype=dtype, rngs=rngs, **sizes)
-        self.num_levels = len(multipliers)
-        factor = 2 ** (self.num_levels - 1)
-        if self.shape[0] % factor or self.shape[1] % factor:
-            raise ValueError(
-                f"`shape` must have H and W divisible by {factor} for {self.num_levels} levels; "
-                f"got {self.shape}. Give fewer multipliers, or pad the images."
-            )
-        widths = [channels * multiplier for multiplier in multipliers]
-        if widths[-1] % num_heads:
-            raise ValueError(
-                f"`num_heads` must divide the last level's {widths[-1]} channels; got {num_heads}."
-            )
+        super().__init__(dropout=dropout, remat=remat, dtype=dtype, rngs=rngs, **sizes)
+        multipliers = _counts("multipliers", multipliers, 1)
+        if not multipliers:
+            raise ValueError("`multipliers` must hold one number a level; got none.")
         self.num_blocks = num_blocks
-        self.remat = remat
-        self.dtype = dtype
-        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.num_levels = len(multipliers)
+        self.channels = check_image_shape(shape)[2]
+        self._check_size("shape", shape)
+        widths = [channels * multiplier for multiplier in multipliers]
+        self.attention_levels = _check_levels(attention_levels, widths, num_heads)
         cond_width = 4 * channels
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.conditioning = Conditioning(
+            cond_width, conditioning=conditioning, num_classes=num_classes, **options
+        )
+        self.conv_in = nnx.Conv(self.channels, channels, (3, 3), **options)
+        self._make_blocks(widths, cond_width, num_heads=num_heads, dropout=dropout, **options)
+        self.norm_out = GroupNorm(widths[0], param_dtype=param_dtype)
+        zeros = nnx.initializers.zeros
+        self.conv_out = nnx.Conv(widths[0], self.channels, (3, 3), kernel_init=zeros, **options)
+
+    def _make_blocks(
+        self,
+        widths: list[int],
+        cond_width: int,
+        *,
+        num_heads: int,
+        dropout: float,
+        **options: Any,
+    ) -> None:
+        """Make the blocks in the order in which they are applied."""
+        context_width = cond_width if self.conditioning.has_context else None
         num_made = 0
 
         def block(in_channels: int, out_channels: int) -> ResidualBlock:
@@ -204,64 +243,98 @@ class UNet(nnx.Module):
                 in_channels, out_channels, cond_width, dropout=dropout, site=num_made, **options
             )
 
-        self.conditioning = Conditioning(cond_width, num_classes=num_classes, **options)
-        self.conv_in = nnx.Conv(self.shape[2], channels, (3, 3), **options)
-        current = channels
+        def attending(channels: int) -> AttentionBlock:
+            return AttentionBlock(
+                channels, num_heads=num_heads, context_width=context_width, **options
+            )
+
+        current = self.conv_in.out_features
         for level, width in enumerate(widths):
-            for i in range(num_blocks):
+            for i in range(self.num_blocks):
                 setattr(self, f"down_{level:02d}_{i:02d}", block(current, width))
                 current = width
+                if level in self.attention_levels:
+                    setattr(self, f"down_attention_{level:02d}_{i:02d}", attending(current))
         self.middle_00 = block(current, current)
-        self.attention = AttentionBlock(current, num_heads=num_heads, **options)
+        self.attention = attending(current)
         self.middle_01 = block(current, current)
         for level, width in reversed(list(enumerate(widths))):
-            for i in range(num_blocks):
+            for i in range(self.num_blocks):
                 setattr(self, f"up_{level:02d}_{i:02d}", block(current + width, width))
                 current = width
-        self.norm_out = GroupNorm(current, param_dtype=param_dtype)
-        zeros = nnx.initializers.zeros
-        self.conv_out = nnx.Conv(current, self.shape[2], (3, 3), kernel_init=zeros, **options)
+                if level in self.attention_levels:
+                    setattr(self, f"up_attention_{level:02d}_{i:02d}", attending(current))
 
-    def __call__(
-        self, x: Array, t: Array, cond: Array | None = None, *, key: Key | None = None
-    ) -> Array:
-        """Evaluate the network.
-
-        Args:
-            x: images, shape (B, H, W, C).
-            t: log-SNR, shape () or (B,); infinities are allowed.
-            cond: integer labels (B,); in evaluation None stands for the null label.
-            key: one key or (B,) row keys: training, with dropout; None: evaluation.
-
-        Returns:
-            Shape (B, H, W, C), in the dtype of the computation but at least float32; 0 at
-            initialisation.
+    def check_x(self, x: Any) -> Array:
+        """Return images (B, H, W, C) in the dtype of the computation.
 
         Raises:
-            TypeError: if `x` is not one array of real numbers, or labels are no integers.
-            ValueError: if a shape is wrong, a concrete label out of range, or `cond` given to
-                an unconditional network or missing in the training of another.
+            TypeError: if `x` is not one array of real numbers.
+            ValueError: if it has other channels or dimensions, or H or W is not divisible.
         """
-        h = self.conv_in(check_input(x, self.shape, self.dtype))
-        rows = None if key is None else numerics.row_keys(key, h.shape[0])
-        c = self.conditioning(t, cond, h.shape[0], training=key is not None)
+        x = check_input(x, ("H", "W", self.channels), self.dtype)
+        self._check_size("x", x.shape[1:])
+        return x
+
+    def evaluate(self, x: Array, c: Array, context: Context | None, rows: Key | None) -> Array:
+        """Return the output (B, H, W, C)."""
+        h = self.conv_in(x)
         c = jax.nn.silu(c)
 
         def block(name: str, h: Array) -> Array:
             return checkpointed(getattr(self, name), self.remat)(h, c, rows)
 
+        def level_block(way: str, level: int, i: int, h: Array) -> Array:
+            h = block(f"{way}_{level:02d}_{i:02d}", h)
+            if level not in self.attention_levels:
+                return h
+            attend: AttentionBlock = getattr(self, f"{way}_attention_{level:02d}_{i:02d}")
+            return attend(h, context)
+
         kept = []
         for level in range(self.num_levels):
             for i in range(self.num_blocks):
-                h = block(f"down_{level:02d}_{i:02d}", h)
+                h = level_block("down", level, i, h)
                 kept.append(h)
             if level < self.num_levels - 1:
                 h = downsample(h)
-        h = block("middle_01", self.attention(block("middle_00", h)))
+        h = block("middle_01", self.attention(block("middle_00", h), context))
         for level in reversed(range(self.num_levels)):
             for i in range(self.num_blocks):
-                h = block(f"up_{level:02d}_{i:02d}", jnp.concatenate([h, kept.pop()], axis=-1))
+                h = level_block("up", level, i, jnp.concatenate([h, kept.pop()], axis=-1))
             if level:
                 h = upsample(h)
-        output = self.conv_out(jax.nn.silu(self.norm_out(h)))
-        return output.astype(output_dtype(self.dtype))
+        return self.conv_out(jax.nn.silu(self.norm_out(h)))
+
+    def _check_size(self, name: str, shape: tuple[int, ...]) -> None:
+        """Refuse images (H, W, C) that cannot be halved as often as there are levels."""
+        factor = 2 ** (self.num_levels - 1)
+        if shape[0] % factor or shape[1] % factor:
+            raise ValueError(
+                f"`{name}` must have H and W divisible by {factor} for {self.num_levels} levels; "
+                f"got {shape}. Give fewer multipliers, or pad the images."
+            )
+
+
+def _counts(name: str, values: Any, least: int) -> tuple[int, ...]:
+    """Return whole numbers of at least `least`."""
+    if not isinstance(values, tuple | list):
+        raise TypeError(f"`{name}` must be a tuple of whole numbers; got {checks.shown(values)}.")
+    return tuple(checks.count(name, value, least) for value in values)
+
+
+def _check_levels(levels: Any, widths: list[int], num_heads: int) -> tuple[int, ...]:
+    """Return the levels with attention, whose channels and the last level's the heads divide."""
+    levels = _counts("attention_levels", levels, 0)
+    if any(level >= len(widths) for level in levels):
+        raise ValueError(
+            f"`attention_levels` must lie in 0..{len(widths) - 1}, one of the levels that "
+            f"`multipliers` has; got {levels}."
+        )
+    for level in {*levels, len(widths) - 1}:
+        if widths[level] % num_heads:
+            of = "the last level" if level == len(widths) - 1 else f"level {level}"
+            raise ValueError(
+                f"`num_heads` must divide the {widths[level]} channels of {of}; got {num_heads}."
+            )
+    return levels
