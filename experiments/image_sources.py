@@ -79,10 +79,10 @@ def open_images(
                 )
             return data.load_folder(folder, config.image_size, split=split)
     except Refusal as refusal:
-        raise Refusal(f"{refusal}{_remedy(config, option, refusal)}") from refusal.__cause__
+        said = str(refusal).replace("`data_dir`", "--data-dir")
+        raise Refusal(said + _remedy(config, option, said)) from refusal.__cause__
     except OSError as error:
-        where = f"--data-dir {folder}: " if config.data != FOLDER else "--data: "
-        raise Refusal(where + str(error).replace("`data_dir`", "--data-dir")) from error
+        raise Refusal(f"--data-dir {folder}: {error}") from error
 
 
 def _moved(config: Any, folder: str) -> str | None:
@@ -93,9 +93,9 @@ def _moved(config: Any, folder: str) -> str | None:
     return None if config.data != FOLDER else os.path.join(now, os.path.basename(folder))
 
 
-def _remedy(config: Any, option: str, refusal: Refusal) -> str:
-    if option and str(refusal).startswith(option):
+def _remedy(config: Any, option: str, said: str) -> str:
+    if option and said.startswith(option):
         return " Say by which split to judge, or train with --no-evaluate."
-    if str(refusal).startswith("--data:") and os.path.isdir(config.data):
+    if said.startswith("--data:") and os.path.isdir(config.data):
         return f" If the folder {config.data} is meant, give --image-size."
     return ""

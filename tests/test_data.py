@@ -258,6 +258,19 @@ def test_any_prepared_image_set_opens_by_name(tiny):
     np.testing.assert_array_equal(part.levels, levels[8:])
 
 
+def test_a_set_without_the_split_that_judges_is_refused_by_the_option(tiny, monkeypatch):
+    from experiments import image_model
+    from experiments.command import Refusal
+
+    config = image_model.Config(data="tiny", data_dir=str(tiny[0]))
+    said = "--eval-split: `split` must be one of train of tiny.* Say by which .* --no-evaluate"
+    with pytest.raises(Refusal, match=said):
+        image_model.open_images(config, "test", "--eval-split")
+    monkeypatch.setenv("JAXDIFF_DATA_DIR", str(tiny[0]))
+    with pytest.raises(Refusal, match=r"(?s)--data-dir: mnist.*say by --data-dir or \$JAXDIFF"):
+        image_model.open_images(image_model.Config(data="mnist", data_dir="/none"), "train")
+
+
 @pytest.mark.parametrize("prefetch", [None, 0])
 def test_sets_beyond_memory_give_the_same_batches_record_by_record(tiny, monkeypatch, prefetch):
     folder, levels = tiny

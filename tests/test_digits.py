@@ -268,6 +268,10 @@ def test_data_that_cannot_be_trained_on_or_judged_by_are_refused_at_once(capsys)
         with pytest.raises(command.Refusal, match=said):
             image_data.check(dataclasses.replace(config, **changes), train, held_out)
     image_data.check(dataclasses.replace(config, mixture_components=()), train, train)
+    unlabelled = [{"image": np.zeros((8, 8, 1), np.uint8), "label": -1}] * 3
+    hidden = data.Images("mine", "test", 3, (8, 8, 1), 17, 10, unlabelled)
+    with pytest.raises(command.Refusal, match="--eval-split: mine/test should hold labels in 0"):
+        image_data.check(config, train, hidden)
     np.testing.assert_array_equal(digits_report.shown_classes(arrays("test", [7, 2, 2])), [2, 7])
 
 
