@@ -96,6 +96,8 @@ def _moved(config: Any, folder: str) -> str | None:
 def _remedy(config: Any, option: str, said: str) -> str:
     if option and said.startswith(option):
         return " Say by which split to judge, or train with --no-evaluate."
+    if "load_folder" in said:
+        return " On the command line: --data DIR --image-size N."
     if said.startswith("--data:") and os.path.isdir(config.data):
         return f" If the folder {config.data} is meant, give --image-size."
     return ""

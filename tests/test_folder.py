@@ -334,6 +334,7 @@ def harm_nothing(path):
     [
         (harm_nothing, ("--data", "photos"), "If the folder photos is meant, give --image-size"),
         (harm_nothing, ("--data", "./photos"), "--image-size must be given"),
+        (harm_nothing, ("--data", "imagefolder"), "On the command line: --data DIR --image-size"),
         (harm_nothing, ("--data", "none", "--image-size", 8), "there is no folder"),
         (harm_nothing, ("--data", "./none", "--image-size", 8), "--data: `path` must be a folder"),
         (
