@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxdiff.data import NotPreparedError
+from jaxdiff.data import NotPreparedError, UnreadableError
 from jaxdiff.training import distributed, folders, lock, signals
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import CheckpointError
@@ -20,6 +20,7 @@ from jaxdiff.training.loop import STOPPED_EXIT_CODE, NotFinite, Stopped
 from jaxdiff.training.run import RunError
 
 REPORT = "report.md"
+DATA_ERRORS = (NotPreparedError, UnreadableError)
 
 
 class Refusal(Exception):
@@ -151,7 +152,7 @@ def _run(
     except KeyboardInterrupt:
         print("Interrupted. Run the same command to go on.", file=sys.stderr)
         return STOPPED_EXIT_CODE, False
-    except (Refusal, RunError, CheckpointError, NotPreparedError, NotFinite) as refusal:
+    except (Refusal, RunError, CheckpointError, NotFinite, *DATA_ERRORS) as refusal:
         print(f"error: {refusal}", file=sys.stderr)
     except OSError as error:  # of a disk, a path, a right; without a number it is of our making
         if error.errno is None:

@@ -29,6 +29,7 @@ from experiments import (
     evaluations,
     fitting,
     image_data,
+    image_sources,
     options,
     streaming,
 )
@@ -73,7 +74,7 @@ class Judging:
     sample_steps: CountOrNone = None
     """Steps of the DDIM samples in the report."""
     data_dir: str | None = None
-    """Where data sets lie now."""
+    """Where data sets lie now, or the folder of images."""
 
     def of(self, config: Config) -> Config:
         """Return the config of a run with what is given here."""
@@ -107,6 +108,7 @@ def train(
         quiet: Show no progress.
     """
     check(config)
+    config = image_sources.placed(config)
     running.start()
     directory, moved = command.claim(run_dir), config.data_dir is None
     record = runs.read_record(directory)
@@ -117,6 +119,7 @@ def train(
     config = from_record(reconciled)
     split = eval_split or image_data.recorded_split(record)
     images = open_images(config, "train", recorded=moved)
+    image_data.check_same(record, images, directory)
     held_out = open_images(config, split, "--eval-split", recorded=moved) if evaluate else None
     image_data.check(config, images, held_out)
     with command.compiling_for(preset):
@@ -144,9 +147,7 @@ def resolved(config: Config, record: Mapping[str, Any] | None) -> Config:
     """
     old = {} if record is None else record["config"]
     loss_on = config.loss_on or (config.prediction if old.get("loss_on", "") is not None else None)
-    return dataclasses.replace(
-        config, loss_on=loss_on, data_dir=image_data.absolute(config.data_dir)
-    )
+    return dataclasses.replace(image_sources.placed(config), loss_on=loss_on)
 
 
 def is_judged(config: Config, directory: Path, split: str) -> bool:
@@ -212,7 +213,7 @@ def sample(
     num: int = 64,
     sampler: MethodName = "ddim",
     num_steps: int = 50,
-    label: int | None = None,
+    label: str | None = None,
     seed: int = 0,
     quiet: bool = False,
 ) -> None:
@@ -226,7 +227,7 @@ def sample(
         num: How many images.
         sampler: The method.
         num_steps: Steps from noise to data.
-        label: The class of all images; by default all classes in turn.
+        label: The class of all images, its name or number; by default all classes in turn.
         seed: Of the noise; image i depends on the run, seed and i only.
         quiet: Show no progress bar.
     """
@@ -240,9 +241,8 @@ def sample(
     config, restored, params = restore(Path(run_dir), average)
     images = describe(config, Path(run_dir))
     num_classes = images.num_classes or 1
-    if label is not None and not 0 <= label < num_classes:
-        raise Refusal(f"--label must lie in 0..{num_classes - 1}; got {label}.")
-    labels = np.arange(num) % num_classes if label is None else np.full(num, label)
+    asked = None if label is None else image_data.label_of(label, images)
+    labels = np.arange(num) % num_classes if asked is None else np.full(num, asked)
     generate = make_generator(
         build_model(config, images),
         images.shape,
@@ -269,7 +269,7 @@ def sample(
                 **dataclasses.asdict(average),
                 "sampler": sampler,
                 "num_steps": num_steps,
-                "label": label,
+                "label": asked,
                 "seed": seed,
                 "num": num,
             }

@@ -217,15 +217,15 @@ def mixture_rows(key: Key, images: data.Images, seed: int) -> tuple[np.ndarray, 
     if len(images) <= MIXTURE_IMAGES:
         return first_rows(key, images, len(images))[0], ""
     rows = np.random.default_rng(seed).choice(len(images), MIXTURE_IMAGES, replace=False)
-    levels, _ = images.rows(np.sort(rows))
+    levels = images.rows(np.sort(rows))["image"]
     return dequantized(key, levels, images), f", {MIXTURE_IMAGES} random images"
 
 
 def first_rows(key: Key, images: data.Images, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the first images, dequantised, and their labels: 0 where there are none."""
-    levels, labels = images.rows(np.arange(count))
-    labels = np.zeros(count, np.int32) if labels is None else labels
-    return dequantized(key, levels, images), labels
+    found = images.rows(np.arange(count))
+    labels = found.get("label", np.zeros(count, np.int32))
+    return dequantized(key, found["image"], images), labels
 
 
 def dequantized(key: Key, levels: np.ndarray, images: data.Images) -> np.ndarray:

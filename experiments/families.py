@@ -202,7 +202,7 @@ def train(directory: Path, config: Config, family: Family, images: data.Images) 
 def batches(config: Config, images: data.Images, start: int) -> Iterator[Batch]:
     """Yield rows of levels of each step from `start` on, a function of (seed, step)."""
     drawn = data.batches(images, config.batch_size, seed=config.seed, start_step=start)
-    return ({"x0": flat(batch["x0"])} for batch in drawn)
+    return ({"x0": flat(batch["image"])} for batch in drawn)
 
 
 # --- Families -------------------------------------------------------------------------------

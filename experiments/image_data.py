@@ -1,6 +1,6 @@
-"""The data of an image model: opened as a config says, judged before training, and recorded."""
+"""The data of an image model: judged before training, and recorded."""
 
-import os
+import difflib
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from experiments.command import Refusal
-from experiments.image_model import Config, open_images
+from experiments.image_model import Config
+from experiments.image_sources import open_images
 from jaxdiff import data
 
 RECORD = "data"
@@ -17,13 +18,6 @@ SPLIT = "test"
 """Which split judges unless told otherwise."""
 SCANNED = 4096
 """Images of a split that is not in memory whose labels are looked at."""
-
-
-def absolute(data_dir: str | None) -> str | None:
-    """Return where data lie, so that it can be found from any working folder."""
-    if data_dir is None or "://" in data_dir:
-        return data_dir
-    return os.path.abspath(os.path.expanduser(data_dir))
 
 
 def check(config: Config, train: data.Images, held_out: data.Images | None) -> None:
@@ -40,13 +34,13 @@ def check(config: Config, train: data.Images, held_out: data.Images | None) -> N
     if config.batch_size > len(train):
         raise Refusal(
             f"--batch-size: `batch_size` must not exceed the {len(train)} examples of "
-            f"{train.name}/{train.split}; got {config.batch_size}."
+            f"{train.title}; got {config.batch_size}."
         )
-    for images in (train,) if held_out is None else (train, held_out):
-        never = missing_labels(images)
-        if never:
+    for images, option in ((train, "--data"), (held_out, "--eval-split")):
+        never = [] if images is None else missing_labels(images, option)
+        if images is not None and never:
             names = ", ".join(map(str, never[:20])) + (" ..." if len(never) > 20 else "")
-            print(f"{images.name}/{images.split} has no image of label {names}.", file=sys.stderr)
+            print(f"{images.title} has no image of label {names}.", file=sys.stderr)
     if held_out is None:
         return
     if held_out.description != train.description:
@@ -55,8 +49,8 @@ def check(config: Config, train: data.Images, held_out: data.Images | None) -> N
             f"{train.description}; got {held_out.description}."
         )
     for images, option in ((train, "--data"), (held_out, "--eval-split")):
-        if len(images) < 2:
-            raise Refusal(f"{option}: {images.name}/{images.split} must hold 2 images at least.")
+        if images is not None and len(images) < 2:
+            raise Refusal(f"{option}: {images.title} must hold 2 images at least.")
     components = config.mixture_components
     if components and min(components) > len(train):
         raise Refusal(
@@ -65,8 +59,12 @@ def check(config: Config, train: data.Images, held_out: data.Images | None) -> N
         )
 
 
-def scan(images: data.Images) -> tuple[np.ndarray, np.ndarray]:
+def scan(images: data.Images, option: str = "--data") -> tuple[np.ndarray, np.ndarray]:
     """Return levels and labels of all images in memory, or of the first; no label is label 0.
+
+    Args:
+        images: what is looked at.
+        option: the one that chose them.
 
     Raises:
         Refusal: if they cannot be read, or a label is out of range.
@@ -75,23 +73,73 @@ def scan(images: data.Images) -> tuple[np.ndarray, np.ndarray]:
         if images.in_memory:
             levels, labels = images.arrays
         else:
-            levels, labels = images.rows(np.arange(min(len(images), SCANNED)))
+            found = images.rows(np.arange(min(len(images), SCANNED)))
+            levels, labels = found["image"], found.get("label")
     except ValueError as error:
-        raise Refusal(f"--data: {error}") from error
+        raise Refusal(f"{option}: {error}") from error
     return levels, np.zeros(len(levels), np.int32) if labels is None else labels
 
 
-def missing_labels(images: data.Images) -> list[int]:
+def missing_labels(images: data.Images, option: str = "--data") -> list[int]:
     """Return the labels that never occur, as far as the images were scanned."""
-    labels = scan(images)[1]
+    labels = scan(images, option)[1]
     if images.num_classes is None or not images.in_memory:
         return []
     return sorted(set(range(images.num_classes)) - set(np.unique(labels).tolist()))
 
 
+def check_same(run: Mapping[str, Any] | None, images: data.Images, directory: Any) -> None:
+    """Refuse to go on with a run on other images than it began with.
+
+    Args:
+        run: its record, if there is one.
+        images: those to train on now.
+        directory: of the run.
+
+    Raises:
+        Refusal: saying what differs.
+    """
+    found = (run or {}).get(RECORD)
+    if not isinstance(found, dict):
+        return
+    now = images.description.to_record() | {"contents": images.contents}
+    for name, value in now.items():
+        if name in found and found[name] != value:
+            said = "other files" if name == "contents" else f"{name} {value}, there {found[name]}"
+            raise Refusal(
+                f"--data: {images.location} holds other images than the run in {directory} began "
+                f"with: {said}. Bring them back, or take another --run-dir."
+            )
+
+
+def label_of(name: str, known: data.Description) -> int:
+    """Return the label that a command line means, by the name of its class or its number.
+
+    Raises:
+        Refusal: if there is no such class.
+    """
+    names, count = known.class_names or (), known.num_classes or 1
+    if name in names:
+        return names.index(name)
+    try:
+        label = int(name)
+    except ValueError:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        if names and not near:
+            hint = f" Those known are {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}."
+        raise Refusal(
+            f"--label must be the name of a class or lie in 0..{count - 1}; got {name}.{hint}"
+        ) from None
+    if not 0 <= label < count:
+        raise Refusal(f"--label must lie in 0..{count - 1}; got {label}.")
+    return label
+
+
 def record(images: data.Images, split: str) -> dict[str, Any]:
     """Return what config.json says of the data and of the split that judges."""
-    return {RECORD: images.description.to_record() | {"eval_split": split}}
+    held = {} if images.contents is None else {"contents": images.contents}
+    return {RECORD: images.description.to_record() | held | {"eval_split": split}}
 
 
 def recorded_split(run: Mapping[str, Any] | None) -> str:

@@ -1,17 +1,16 @@
 """A diffusion model of images as a config says it: network, process and loss."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import flows, image_network, options
 from experiments.command import Refusal
 from experiments.fitting import ema_decays
+from experiments.image_sources import open_images as open_images
 from experiments.methods import make_grid
 from experiments.options import (
     Count,
@@ -39,7 +38,7 @@ from jaxdiff import (
 )
 from jaxdiff.processes import Process
 from jaxdiff.training import ema
-from jaxdiff.typing import Apply, Array, Batch, Key, LossFn, PyTree
+from jaxdiff.typing import Apply, LossFn, PyTree
 
 PROCESSES: dict[str, Callable[[], Process]] = {
     "cosine": processes.cosine,
@@ -70,7 +69,11 @@ class Config:
     seed: Seed = 0
     """Of everything random: parameters, data order, noise, evaluation."""
     data: str = "digits"
-    """Image data set: digits, or a prepared TFDS one such as fashion_mnist."""
+    """Image data set: digits, a prepared TFDS one such as fashion_mnist, or a folder of images."""
+    image_size: CountOrNone = options.later(None)
+    """Side of the images of a folder: the short side is resized, the centre cut out."""
+    flip: bool = options.later(False)
+    """Mirror images at random in training."""
     network: Literal["dit", "unet"] = "dit"
     """Architecture."""
     width: Count = 128
@@ -144,7 +147,7 @@ class Config:
     sample_grid: Literal["uniform", "karras"] = options.later("uniform")
     """Times of all samples: equal steps of t, or the noise levels of EDM."""
     data_dir: str | None = None
-    """Where data sets lie; the cache directory unless given."""
+    """Where data sets lie; the cache directory unless given. Of a folder of images, the folder."""
     checkpoint_every: Count = 500
     """Updates between checkpoints; the last is always saved."""
     log_every: Count = 20
@@ -224,29 +227,6 @@ def from_record(record: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, decay_steps=config.decay_steps or config.num_steps)
 
 
-def open_images(
-    config: Config, split: str, option: str = "", *, recorded: bool = False
-) -> data.Images:
-    """Open a split of the config's data set, or refuse.
-
-    Args:
-        config: what to open.
-        split: which part.
-        option: the one that chose the split, if one did.
-        recorded: whether the config's folder is that of an earlier start: where it is gone,
-            $JAXDIFF_DATA_DIR says where the data are now.
-    """
-    folder = config.data_dir
-    if recorded and folder is not None and "://" not in folder and not os.path.isdir(folder):
-        moved = os.environ.get("JAXDIFF_DATA_DIR")
-        folder = folder if moved is None else None
-    try:
-        with options.naming(Config, name="--data", split=option or "--data"):
-            return data.load_images(config.data, split, data_dir=folder)
-    except OSError as error:
-        raise Refusal(f"--data-dir {folder}: {error}") from error
-
-
 def pixels(x: Any, num_levels: int) -> np.ndarray:
     """Turn images in [-1, 1] into uint8 of 256 levels, for pictures."""
     return brightness(np.asarray(_to_levels(x, num_levels)), num_levels)
@@ -321,7 +301,7 @@ def build_loss(
     num_levels: int,
     weighting: weightings.Weighting | None = None,
 ) -> LossFn:
-    """Make the loss of batches of uint8 levels, dequantised anew at every step.
+    """Make the loss of images and labels as they are read, dequantised anew at every step.
 
     The weighting is the config's unless one is given.
     """
@@ -341,9 +321,5 @@ def build_loss(
             null_cond=model.null_label,
         )
 
-    def loss_fn(params: PyTree, key: Key, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        key_data, key_loss = jax.random.split(key)
-        x0 = data.dequantize(key_data, batch["x0"], num_levels)
-        return denoising(params, key_loss, {**batch, "x0": x0})
-
-    return loss_fn
+    prepare = data.dequantized_images(num_levels, flip=config.flip)
+    return data.prepared(denoising, prepare)

@@ -117,7 +117,7 @@ def test_data_needs_no_tensorflow_and_its_import_no_tfds(tmp_path):
         "images = data.load_images('digits', 'train', data_dir=sys.argv[1])\n"
         "reader = data.batches(images, 8, seed=0, prefetch=2)\n"  # still reading ahead at exit
         "assert 'tensorflow' not in sys.modules\n"
-        "print(next(reader)['x0'].shape)\n",
+        "print(next(reader)['image'].shape)\n",
         tmp_path,
     )
     out, err = process.communicate(timeout=60)
@@ -258,6 +258,19 @@ def test_any_prepared_image_set_opens_by_name(tiny):
     np.testing.assert_array_equal(part.levels, levels[8:])
 
 
+def test_a_set_without_the_split_that_judges_is_refused_by_the_option(tiny, monkeypatch):
+    from experiments import image_model
+    from experiments.command import Refusal
+
+    config = image_model.Config(data="tiny", data_dir=str(tiny[0]))
+    said = "--eval-split: `split` must be one of train of tiny.* Say by which .* --no-evaluate"
+    with pytest.raises(Refusal, match=said):
+        image_model.open_images(config, "test", "--eval-split")
+    monkeypatch.setenv("JAXDIFF_DATA_DIR", str(tiny[0]))
+    with pytest.raises(Refusal, match=r"(?s)--data-dir: mnist.*say by --data-dir or \$JAXDIFF"):
+        image_model.open_images(image_model.Config(data="mnist", data_dir="/none"), "train")
+
+
 @pytest.mark.parametrize("prefetch", [None, 0])
 def test_sets_beyond_memory_give_the_same_batches_record_by_record(tiny, monkeypatch, prefetch):
     folder, levels = tiny
@@ -266,8 +279,8 @@ def test_sets_beyond_memory_give_the_same_batches_record_by_record(tiny, monkeyp
     assert not images.in_memory
     for step, batch in enumerate(take(batches(images, 5, seed=0, prefetch=prefetch), 6)):
         indices = batch_indices(12, 5, 0, step)
-        np.testing.assert_array_equal(batch["x0"], levels[indices])
-        np.testing.assert_array_equal(batch["cond"], indices % 4)
+        np.testing.assert_array_equal(batch["image"], levels[indices])
+        np.testing.assert_array_equal(batch["label"], indices % 4)
 
 
 def test_a_set_not_prepared_is_refused_with_directory_and_command(tmp_path):
@@ -323,7 +336,7 @@ def test_an_unknown_split_is_refused(cache, split, message):
 
 @pytest.mark.parametrize("name", ["/a/folder", "./mine", "imagefolder", "image_folder"])
 def test_a_folder_of_images_is_told_from_a_data_set(name):
-    with pytest.raises(ValueError, match="`name` must be the name of a TFDS.*from_arrays"):
+    with pytest.raises(ValueError, match="`name` must be the name of a TFDS.*load_folder"):
         load_images(name, "train")
 
 
@@ -377,10 +390,10 @@ def test_a_missing_import_names_the_extra():
 # --- arrays -------------------------------------------------------------------------------------
 
 
-def test_arrays_without_labels_give_batches_without_cond():
+def test_arrays_without_labels_give_batches_without_them():
     images = Images.from_arrays(np.zeros((4, 2, 2, 1), np.uint8), num_levels=2)
     assert images.labels is None
-    assert list(take(batches(images, 2, seed=0), 1)[0]) == ["x0"]
+    assert list(take(batches(images, 2, seed=0), 1)[0]) == ["image"]
 
 
 @pytest.mark.parametrize(
@@ -408,11 +421,11 @@ def test_arrays_that_do_not_fit_are_refused(images, labels, options, error, mess
 def test_batches_hold_the_rows_that_batch_indices_names(digits):
     for step, batch in enumerate(take(batches(digits, 700, seed=3), 5)):
         indices = batch_indices(1500, 700, 3, step)
-        assert batch["x0"].shape == (700, 8, 8, 1)
-        assert batch["x0"].dtype == np.uint8
-        assert batch["cond"].dtype == np.int32
-        np.testing.assert_array_equal(batch["x0"], digits.levels[indices])
-        np.testing.assert_array_equal(batch["cond"], digits.labels[indices])
+        assert batch["image"].shape == (700, 8, 8, 1)
+        assert batch["image"].dtype == np.uint8
+        assert batch["label"].dtype == np.int32
+        np.testing.assert_array_equal(batch["image"], digits.levels[indices])
+        np.testing.assert_array_equal(batch["label"], digits.labels[indices])
 
 
 def test_every_epoch_is_another_permutation_also_where_batches_straddle():
@@ -454,8 +467,8 @@ def test_restart_at_any_step_goes_on_with_the_same_batches(toy, prefetch):
     straight = take(batches(toy, 4, seed=1, prefetch=prefetch), 9)
     restarted = take(batches(toy, 4, seed=1, start_step=5, prefetch=prefetch), 4)
     for expected, got in zip(straight[5:], restarted, strict=True):
-        np.testing.assert_array_equal(expected["x0"], got["x0"])
-        np.testing.assert_array_equal(expected["cond"], got["cond"])
+        np.testing.assert_array_equal(expected["image"], got["image"])
+        np.testing.assert_array_equal(expected["label"], got["label"])
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -465,7 +478,7 @@ def test_processes_share_the_same_global_batch(toy, count):
         take(batches(toy, 8, seed=2, process_index=p, process_count=count), 3) for p in range(count)
     ]
     for step in range(3):
-        for name in ("x0", "cond"):
+        for name in ("image", "label"):
             joined = np.concatenate([share[step][name] for share in shares])
             np.testing.assert_array_equal(joined, whole[step][name])
 

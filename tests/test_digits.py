@@ -25,6 +25,7 @@ from experiments import (
     digits_report,
     flows,
     image_data,
+    image_sources,
     streaming,
 )
 from experiments.fitting import build_optimizer, build_schedule
@@ -241,8 +242,8 @@ def test_a_run_whose_data_moved_is_judged_where_they_are(trained, capsys, tmp_pa
     assert "--data-dir" in err
     gone = str(tmp_path / "gone")
     assert seen == [gone, None, gone, str(tmp_path / "here")]
-    assert image_data.absolute("data") == str(pathlib.Path("data").absolute())
-    assert image_data.absolute("gs://bucket/data") == "gs://bucket/data"
+    assert image_sources.absolute("data") == str(pathlib.Path("data").absolute())
+    assert image_sources.absolute("gs://bucket/data") == "gs://bucket/data"
 
 
 def arrays(split, labels, shape=(8, 8, 1)):
@@ -267,6 +268,10 @@ def test_data_that_cannot_be_trained_on_or_judged_by_are_refused_at_once(capsys)
         with pytest.raises(command.Refusal, match=said):
             image_data.check(dataclasses.replace(config, **changes), train, held_out)
     image_data.check(dataclasses.replace(config, mixture_components=()), train, train)
+    unlabelled = [{"image": np.zeros((8, 8, 1), np.uint8), "label": -1}] * 3
+    hidden = data.Images("mine", "test", 3, (8, 8, 1), 17, 10, unlabelled)
+    with pytest.raises(command.Refusal, match="--eval-split: mine/test should hold labels in 0"):
+        image_data.check(config, train, hidden)
     np.testing.assert_array_equal(digits_report.shown_classes(arrays("test", [7, 2, 2])), [2, 7])
 
 
@@ -559,7 +564,7 @@ def test_another_config_is_refused_by_the_names_of_its_fields(trained, capsys):
         (("train", "--run-dir", "{tmp}", "--mixture-components", "9999"), "--mixture-components"),
         (("train", "--run-dir", "{tmp}", "--eval-examples", "1"), "--eval-examples must be at l"),
         (("train", "--run-dir", "{tmp}", "--eval-split", "valid"), "--eval-split: `split` must"),
-        (("train", "--run-dir", "{tmp}", "--data", "/a/folder"), "--data: `name` must be the na"),
+        (("train", "--run-dir", "{tmp}", "--data", "/a/folder"), "--image-size must be given"),
         (("evaluate", "--run-dir", "{run}", "--eval-tolerance", "0"), "--eval-tolerance must be"),
         (("evaluate", "--run-dir", "{run}", "--mixture-components", "0"), "--mixture-components"),
         (("sample", "--run-dir", "{run}", "--out", "a.png", "--seed", "-1"), "--seed must lie in"),

@@ -50,6 +50,22 @@ def test_imports_point_down(path):
             assert target == own or LAYER[target] < LAYER[own], f"{path} imports {target}"
 
 
+def imported(path):
+    """The modules of this library that a module imports, at its top."""
+    for node in ast.parse(path.read_text()).body:
+        module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+        if module.partition(".")[0] == "jaxdiff":
+            for name in (module, *(f"{module}.{alias.name}" for alias in node.names)):
+                yield ROOT.joinpath(*name.split(".")).with_suffix(".py")
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    below = {path: set(imported(path)) & set(MODULES) for path in MODULES}
+    while done := {path for path, others in below.items() if not others}:
+        below = {path: others - done for path, others in below.items() if path not in done}
+    assert not below, "\n".join(str(path) for path in below)
+
+
 def test_networks_import_the_bottom_layer_only():
     for path in (ROOT / "jaxdiff" / "nn").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -126,7 +126,7 @@ def problem(config: Config) -> Problem:
         )
 
     def batch(config: Config, table: Array, step: Array) -> Batch:
-        return {"x0": levels[table[step]], "cond": labels[table[step]]}
+        return {"image": levels[table[step]], "label": labels[table[step]]}
 
     def draw(how: Config, members: Members, params: PyTree) -> np.ndarray:
         def of_one(config: Any, params: PyTree) -> Array:

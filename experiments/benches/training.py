@@ -40,7 +40,7 @@ def bare_step(config: Config, model: Recipe, optimizer: optax.GradientTransforma
 
     def loss_fn(params: PyTree, key: Key, batch: Batch) -> Array:
         key_u, key_t, key_eps, key_drop = jax.random.split(key, 4)
-        levels, labels = batch["x0"], batch["cond"]
+        levels, labels = batch["image"], batch["label"]
         num = levels.shape[0]
         x0 = 2.0 * (levels + jax.random.uniform(key_u, levels.shape)) / 17 - 1.0
         u = (jax.random.uniform(key_t) + jnp.arange(num) / num) % 1.0

@@ -1,29 +1,47 @@
-"""Image data: opened by name, batched in an order that depends on (seed, step), scaled in JAX.
+"""Data: read in an order that depends on (seed, step), made ready for the loss in JAX.
 
-    images = load_images("digits", "train")
-    for batch in batches(images, 128, seed=0, start_step=step):     # {"x0": uint8, "cond": int32}
-        x0 = dequantize(key, batch["x0"], images.num_levels)        # inside the jitted update
+    images = load_images("digits", "train")     # or load_folder, from_arrays, stored.open
+    for batch in batches(images, 128, seed=0, start_step=step):
+        ...                                     # {"image": uint8, "label": int32}
+    loss_fn = prepared(losses.denoising(...), dequantized_images(images.num_levels))
 
-Importing this package needs JAX and NumPy only; `load_images` imports tensorflow_datasets and
-`batches` grain when called. TensorFlow is never imported.
+Whatever has a length and gives its rows by index is `Records`, and all are read by one pipeline;
+`prepared` turns what was read into the {"x0", "cond"} of a loss, inside the compiled update.
+
+Importing this package needs JAX and NumPy only; `load_images` imports tensorflow_datasets,
+`load_folder` Pillow and `batches` grain when called. TensorFlow is never imported.
 """
 
+from jaxdiff.data import stored
 from jaxdiff.data.description import Description
+from jaxdiff.data.errors import NotPreparedError, UnreadableError
+from jaxdiff.data.folder import load_folder
 from jaxdiff.data.images import Images
 from jaxdiff.data.pipeline import batch_indices, batches
+from jaxdiff.data.prepare import Prepare, dequantized_images, prepared
+from jaxdiff.data.records import Arrays, Records, from_arrays
 from jaxdiff.data.scaling import bin_width, centers, dequantize, to_levels
-from jaxdiff.data.source import NotPreparedError, default_data_dir, load_images
+from jaxdiff.data.source import default_data_dir, load_images
 
 __all__ = [
+    "Arrays",
     "Description",
     "Images",
     "NotPreparedError",
+    "Prepare",
+    "Records",
+    "UnreadableError",
     "batch_indices",
     "batches",
     "bin_width",
     "centers",
     "default_data_dir",
     "dequantize",
+    "dequantized_images",
+    "from_arrays",
+    "load_folder",
     "load_images",
+    "prepared",
+    "stored",
     "to_levels",
 ]

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxdiff.data.source import NotPreparedError
+from jaxdiff.data.errors import NotPreparedError
 
 NUM_LEVELS = 17
 NUM_ROWS = 1797

@@ -1,4 +1,4 @@
-"""The value that an opened split of images is."""
+"""The records that an opened split of images is."""
 
 import dataclasses
 import functools
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.data.description import Description
+from jaxdiff.data.errors import UnreadableError
 from jaxdiff.data.scaling import bin_width
 
 IN_MEMORY_BYTES = 2**30
@@ -16,10 +17,10 @@ CHUNK = 4096
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """One split of a data set of equally sized images, with random access.
+    """One split of a data set of equally sized images: `Records` of "image" and "label".
 
-    Made by `load_images` or `Images.from_arrays`. Up to 1 GiB of pixels are read into memory when
-    first needed; larger splits are read record by record.
+    Made by `load_images`, `load_folder` or `Images.from_arrays`. Up to 1 GiB of pixels are read
+    into memory when first needed; larger splits are read record by record.
 
     Attributes:
         name: of the data set, such as "digits".
@@ -31,6 +32,7 @@ class Images:
         source: records by index, a mapping with "image" uint8 (H, W, C) and, with labels, "label".
         location: the folder that it is read from.
         class_names: K names of the classes, where they are known.
+        contents: a digest of what a folder holds, by which another content is told; or None.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Images:
     source: Sequence[Any] = dataclasses.field(repr=False)
     location: str = "memory"
     class_names: tuple[str, ...] | None = None
+    contents: str | None = None
 
     @classmethod
     def from_arrays(
@@ -111,6 +114,11 @@ class Images:
         return self.num_examples
 
     @property
+    def title(self) -> str:
+        """How messages name it, such as "digits/train"."""
+        return f"{self.name}/{self.split}"
+
+    @property
     def description(self) -> Description:
         """What the images are, for a record."""
         return Description(self.shape, self.num_levels, self.num_classes, self.class_names)
@@ -131,7 +139,8 @@ class Images:
         """All (levels uint8 (N, H, W, C), labels int32 (N,) or None), read-only, read once.
 
         Raises:
-            ValueError: if the files are damaged or the records do not fit the description above.
+            UnreadableError: a ValueError, if the files are damaged or the records do not fit the
+                description above.
         """
         levels = np.empty((self.num_examples, *self.shape), np.uint8)
         labels = None if self.num_classes is None else np.empty(self.num_examples, np.int32)
@@ -152,10 +161,21 @@ class Images:
         """All labels, int32 (N,), or None."""
         return self.arrays[1]
 
-    def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return (levels uint8 (B, H, W, C), labels int32 (B,) or None) at `indices` (B,)."""
-        if not self.in_memory:
-            return self._read(indices)
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return examples `indices` (B,) as they are read.
+
+        Returns:
+            {"image": uint8 levels (B, H, W, C), "label": int32 (B,)}, without "label" where the
+            images have none.
+
+        Raises:
+            UnreadableError: a ValueError, if the files are damaged or the records do not fit the
+                description above.
+        """
+        levels, labels = self._at(indices) if self.in_memory else self._read(indices)
+        return {"image": levels} if labels is None else {"image": levels, "label": labels}
+
+    def _at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         levels, labels = self.arrays
         return levels[indices], None if labels is None else labels[indices]
 
@@ -166,22 +186,22 @@ class Images:
         try:
             records = [self.source[i] for i in wanted] if many is None else many(wanted)
         except RuntimeError as error:  # array_record's, for files damaged or gone
-            raise ValueError(
-                f"{self.name}/{self.split} in {self.location} cannot be read: {error}. "
+            raise UnreadableError(
+                f"{self.title} in {self.location} cannot be read: {error}. "
                 "Remove that folder and prepare it again."
             ) from error
         levels = np.stack([record["image"] for record in records])
         if levels.shape[1:] != self.shape or levels.max() >= self.num_levels:
-            raise ValueError(
-                f"{self.name}/{self.split} should hold images of shape {self.shape} and levels in "
+            raise UnreadableError(
+                f"{self.title} should hold images of shape {self.shape} and levels in "
                 f"0..{self.num_levels - 1}; got shape {levels.shape[1:]}, level {levels.max()}."
             )
         if self.num_classes is None:
             return levels, None
         labels = np.asarray([record["label"] for record in records])
         if labels.min() < 0 or labels.max() >= self.num_classes:
-            raise ValueError(
-                f"{self.name}/{self.split} should hold labels in 0..{self.num_classes - 1}; got "
+            raise UnreadableError(
+                f"{self.title} should hold labels in 0..{self.num_classes - 1}; got "
                 f"{labels.min()}..{labels.max()}. Is it a split without labels? Take another."
             )
         return levels, labels.astype(np.int32)

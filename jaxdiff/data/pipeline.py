@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.data.extras import require
-from jaxdiff.data.images import Images
+from jaxdiff.data.records import Records, check_rows, title_of
+from jaxdiff.typing import PyTree
 
 READ_AHEAD = 4
 NUM_STEPS = 2**62
 
 
 def batches(
-    images: Images,
+    records: Records,
     batch_size: int,
     *,
     seed: int,
@@ -34,30 +35,34 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     prefetch: int | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[dict[str, PyTree]]:
     """Iterate for ever over this process's share of the global batches.
 
     Args:
-        images: N examples.
+        records: N examples: images, arrays, or whatever else `Records` says.
         batch_size: B, of the global batch; B <= N.
         seed: of the order, in 0..2^63 - 1.
         start_step: the first global batch, so that a run resumes exactly where it stopped.
         process_index: p, in 0..P-1.
         process_count: P, a divisor of B.
         prefetch: how many batches grain's threads keep ready; 0 makes each when it is asked for.
-            By default 0 for images in memory, where a batch takes microseconds, else 4.
+            By default 0 for records in memory, where a batch takes microseconds, else 4.
 
     Returns:
-        An iterator of {"x0": uint8 levels (B/P, H, W, C), "cond": int32 labels (B/P,)}, without
-        "cond" where the images have no labels. It is a grain `DatasetIterator`: its `close()`
-        stops the threads, as does its deletion or the end of the program.
+        An iterator of what the records hold, as it was read, B/P rows at a time: of images
+        {"image": uint8 levels (B/P, H, W, C), "label": int32 (B/P,)}, without "label" where they
+        have none. `prepared` makes of it what a loss takes. It is a grain `DatasetIterator`: its
+        `close()` stops the threads, as does its deletion or the end of the program.
 
     Raises:
         ImportError: if grain is not installed.
-        TypeError: if a number is not an integer.
-        ValueError: if a number is out of its range, or P does not divide B.
+        TypeError: if `records` are none, or a number is not an integer.
+        ValueError: if a number is out of its range, P does not divide B, or the first record
+            cannot be read.
     """
-    batch_size = _checked_batch(batch_size, images.num_examples, f"{images.name}/{images.split}")
+    if not isinstance(records, Records):
+        check_rows(records)
+    batch_size = _checked_batch(batch_size, len(records), title_of(records))
     seed = _checked(seed, "seed", 0, 2**63 - 1)
     start_step = _checked(start_step, "start_step", 0, NUM_STEPS - 1)
     process_count = _checked(process_count, "process_count", 1)
@@ -67,17 +72,16 @@ def batches(
             f"`batch_size` must be a multiple of the {process_count} processes; got {batch_size}."
         )
     if prefetch is None:
-        prefetch = 0 if images.in_memory else READ_AHEAD
+        prefetch = 0 if getattr(records, "in_memory", False) else READ_AHEAD
     prefetch = _checked(prefetch, "prefetch", 0)
-    if images.in_memory:
-        _ = images.arrays  # read once, here, not by several threads at their first batch
+    check_rows(records)  # also: what is read into memory is, here, not by threads at their first
     share = batch_size // process_count
     mine = slice(process_index * share, (process_index + 1) * share)
 
-    def make(step: int) -> dict[str, np.ndarray]:
-        indices = batch_indices(images.num_examples, batch_size, seed, step)[mine]
-        levels, labels = images.rows(indices)
-        return {"x0": levels} if labels is None else {"x0": levels, "cond": labels}
+    num_examples = len(records)
+
+    def make(step: int) -> dict[str, PyTree]:
+        return records.rows(batch_indices(num_examples, batch_size, seed, step)[mine])
 
     grain = require("grain")
     options = grain.ReadOptions(

@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.data.errors import NotPreparedError
 from jaxdiff.data.extras import require
 from jaxdiff.data.images import Images
 
 DIGITS = "digits"
-
-
-class NotPreparedError(FileNotFoundError, ValueError):
-    """The data set asked for is not in the directory, or not in a form that can be read."""
 
 
 def default_data_dir() -> str:
@@ -75,10 +72,8 @@ def _check_name(name: Any) -> None:
     if is_path or name.lower().replace("_", "") in ("imagefolder", "folder"):
         raise ValueError(
             f"`name` must be the name of a TFDS data set, such as {DIGITS} or mnist; got {name!r}. "
-            "A folder of images is not read as it is. Read it into a uint8 array (N, H, W, C) for "
-            "Images.from_arrays, or make a TFDS builder of it, prepared as array_record "
-            "(tensorflow.org/datasets/add_dataset), and give the folder that holds it as "
-            "`data_dir`."
+            "A folder of images is opened by data.load_folder(path, image_size); one that holds "
+            "prepared data sets is `data_dir`."
         )
 
 
