@@ -82,13 +82,13 @@ class Config:
     """Blocks of the DiT, or residual blocks a level of the U-Net."""
     patch_size: Count = 2
     """Side of the DiT's patches."""
-    num_heads: CountOrNone = None
+    num_heads: CountOrNone = options.later(None)
     """Heads of the attention; 4 unless given."""
-    mlp_ratio: CountOrNone = None
+    mlp_ratio: CountOrNone = options.later(None)
     """Width of the hidden layer of the DiT's perceptrons over `width`; 4 unless given."""
-    multipliers: CountsOrNone = None
+    multipliers: CountsOrNone = options.later(None)
     """Channels of each level of the U-Net over the first's; 1 2 2 unless given."""
-    attention_levels: NaturalsOrNone = None
+    attention_levels: NaturalsOrNone = options.later(None)
     """Levels of the U-Net, from 0, with attention; only its middle has it unless given."""
     dropout: Annotated[float, Within(0.0, 1.0, below=True)] = 0.0
     """Dropout rate of the network."""
