@@ -2,6 +2,6 @@
 
 import sys
 
-from experiments.peek import refuse_if_written
+from experiments.common.peek import refuse_if_written
 
 refuse_if_written(sys.orig_argv)

@@ -21,13 +21,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments import command, fitting
 from experiments.ablations import judging, report, results, statistics, store
 from experiments.ablations.catalogue import MAKERS
 from experiments.ablations.definition import SEED, Ablation, Group, groups, record
 from experiments.ablations.fields import show
 from experiments.ablations.request import parse_only, parse_shard, reopen, resolve
-from experiments.command import Refusal
+from experiments.common import command, fitting
+from experiments.common.command import Refusal
 from jaxdiff.training import loop
 
 Folder = Annotated[str, tyro.conf.Positional]

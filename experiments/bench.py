@@ -14,11 +14,11 @@ of the pairwise ratios, ours over bare.
 import sys
 from collections.abc import Callable
 
-from experiments import command
 from experiments.benches.samplers import samplers
 from experiments.benches.scaling import scaling
 from experiments.benches.seeds import seeds
 from experiments.benches.training import checkpoints, input_pipeline, train_step
+from experiments.common import command
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train_step": train_step,

@@ -16,8 +16,8 @@ import flax.linen
 import jax
 import jax.numpy as jnp
 
-from experiments import command, options
-from experiments.one_dimension import MEANS, VARIANCES, WEIGHTS, make_mixture, quantile
+from experiments.common import command, options
+from experiments.common.one_dimension import MEANS, VARIANCES, WEIGHTS, make_mixture, quantile
 from jaxdiff import Sampler, denoisers, processes, sample, samplers, timesteps
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser, Key

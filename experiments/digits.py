@@ -23,20 +23,18 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import (
-    command,
-    digits_report,
-    evaluations,
-    fitting,
-    image_data,
-    image_sources,
-    options,
-    streaming,
-)
-from experiments.averages import NO_CHOICE, Average
-from experiments.command import Refusal, refusing
-from experiments.image_generator import make_generator
-from experiments.image_model import (
+from experiments.common import command, evaluations, fitting, options
+from experiments.common.averages import NO_CHOICE, Average
+from experiments.common.command import Refusal, refusing
+from experiments.common.devices import Devices, Running
+from experiments.common.methods import MethodName
+from experiments.common.options import CountOrNone, Within
+from experiments.images import data as image_data
+from experiments.images import report as digits_report
+from experiments.images import sample_folders as streaming
+from experiments.images import sources as image_sources
+from experiments.images.generator import make_generator
+from experiments.images.model import (
     PRESETS,
     Config,
     build_loss,
@@ -48,9 +46,6 @@ from experiments.image_model import (
     pixels,
     to_record,
 )
-from experiments.methods import MethodName
-from experiments.options import CountOrNone, Within
-from experiments.running import Devices, Running
 from jaxdiff import data, plotting
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs

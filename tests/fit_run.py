@@ -10,9 +10,10 @@ import json
 import pathlib
 import sys
 
-from experiments import command, digits
-from experiments.image_model import Config, open_images
-from experiments.running import Running
+from experiments import digits
+from experiments.common import command
+from experiments.common.devices import Running
+from experiments.images.model import Config, open_images
 
 
 def main(folder, num_steps, checkpoint_every, running="{}", harm=""):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import jax
 
-from experiments import digits, digits_likelihood
-from experiments.image_model import build_model, open_images
+from experiments import digits
+from experiments.images import judging as digits_likelihood
+from experiments.images.model import build_model, open_images
 
 
 def main(run_dir, count):

@@ -17,7 +17,7 @@ import pytest
 from ablation_cases import rows_of, snapshot
 from scipy import stats
 
-from experiments import ablate, fitting, toy2d
+from experiments import ablate
 from experiments.ablations import (
     images,
     judging,
@@ -32,6 +32,8 @@ from experiments.ablations.catalogue import MAKERS
 from experiments.ablations.definition import Ablation, cells, groups, record
 from experiments.ablations.fields import fit_type
 from experiments.benches import seeds as seeds_bench
+from experiments.common import fitting
+from experiments.toy2d import model as toy2d
 from jaxdiff import data, plotting
 from jaxdiff import training as library
 from jaxdiff.training.loop import STOPPED_EXIT_CODE

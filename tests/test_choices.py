@@ -8,13 +8,16 @@ import typing
 import jax
 import pytest
 
-from experiments import digits, image_model, toy2d
-from experiments.command import REPORT
-from experiments.evaluations import EVALUATION
+from experiments import digits
+from experiments.common.command import REPORT
+from experiments.common.evaluations import EVALUATION
+from experiments.images import model as image_model
+from experiments.toy2d import model as toy2d
+from experiments.toy2d.__main__ import main as toy2d_main
 
 SMALL = {
-    digits: ("--num-steps", "2", "--width", "8", "--batch-size", "8", "--sample-steps", "2"),
-    toy2d: ("--num-steps", "2", "--width", "8", "--eval-points", "40", "--sample-steps", "3"),
+    digits.main: ("--num-steps", "2", "--width", "8", "--batch-size", "8", "--sample-steps", "2"),
+    toy2d_main: ("--num-steps", "2", "--width", "8", "--eval-points", "40", "--sample-steps", "3"),
 }
 
 
@@ -42,14 +45,14 @@ def each_once(config_type):
     ]
 
 
-def commands(experiment, config_type, more):
+def commands(main, config_type, more):
     words = [*each_once(config_type), *(line.split() for line in more)]
-    return [pytest.param(experiment, each, id="_".join(each).replace("--", "")) for each in words]
+    return [pytest.param(main, each, id="_".join(each).replace("--", "")) for each in words]
 
 
 RUNS = [
     *commands(
-        digits,
+        digits.main,
         image_model.Config,
         [
             "--prediction eps",
@@ -65,7 +68,7 @@ RUNS = [
         ],
     ),
     *commands(
-        toy2d,
+        toy2d_main,
         toy2d.Config,
         [
             "--prediction eps",
@@ -80,15 +83,13 @@ RUNS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("experiment", "options"), RUNS)
-def test_every_choice_trains_and_is_judged_or_is_refused_at_once(
-    experiment, options, tmp_path, capsys
-):
+@pytest.mark.parametrize(("main", "options"), RUNS)
+def test_every_choice_trains_and_is_judged_or_is_refused_at_once(main, options, tmp_path, capsys):
     folder = tmp_path / "run"
-    command = ["--preset", "smoke", "--quiet", "--run-dir", str(folder), *SMALL[experiment]]
-    train = ["train"] * (experiment is digits)
+    command = ["--preset", "smoke", "--quiet", "--run-dir", str(folder), *SMALL[main]]
+    train = ["train"] * (main is digits.main)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        code = experiment.main([*train, *command, *options])
+        code = main([*train, *command, *options])
     err = capsys.readouterr().err
     assert "Traceback" not in err
     if code == 1:

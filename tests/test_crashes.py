@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from test_parallel import finish, free_port, start
 
-from experiments import streaming
+from experiments.images import sample_folders as streaming
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.loop import STOPPED_EXIT_CODE

@@ -259,8 +259,8 @@ def test_any_prepared_image_set_opens_by_name(tiny):
 
 
 def test_a_set_without_the_split_that_judges_is_refused_by_the_option(tiny, monkeypatch):
-    from experiments import image_model
-    from experiments.command import Refusal
+    from experiments.common.command import Refusal
+    from experiments.images import model as image_model
 
     config = image_model.Config(data="tiny", data_dir=str(tiny[0]))
     said = "--eval-split: `split` must be one of train of tiny.* Say by which .* --no-evaluate"

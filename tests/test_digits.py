@@ -17,20 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import (
-    bench,
-    command,
-    digits,
-    digits_likelihood,
-    digits_report,
-    flows,
-    image_data,
-    image_sources,
-    streaming,
-)
-from experiments.fitting import build_optimizer, build_schedule
-from experiments.image_model import PRESETS, open_images
-from experiments.running import Running
+from experiments import bench, digits
+from experiments.common import command, flows
+from experiments.common.devices import Running
+from experiments.common.fitting import build_optimizer, build_schedule
+from experiments.images import data as image_data
+from experiments.images import judging as digits_likelihood
+from experiments.images import report as digits_report
+from experiments.images import sample_folders as streaming
+from experiments.images import sources as image_sources
+from experiments.images.model import PRESETS, open_images
 from jaxdiff import data, training
 from jaxdiff.data import NotPreparedError, batch_indices
 from jaxdiff.training import loop, signals

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import targets, theory, toy2d
-from experiments.claims import Claim, Context, estimation, learning, processes
+from experiments.common import targets
+from experiments.theory import __main__ as theory
+from experiments.theory.claim import Claim, Context, estimation, learning, processes
+from experiments.toy2d import model as toy2d
+from experiments.toy2d.__main__ import main as toy2d_main
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +93,7 @@ def test_claims_could_come_out_otherwise(tmp_path, monkeypatch):
 
 def test_a_smoke_run_ends_with_everything_measured(tmp_path, capsys):
     command = ["--preset", "smoke", "--quiet", "--run-dir", str(tmp_path)]
-    assert toy2d.main(command) == 0
+    assert toy2d_main(command) == 0
     results = json.loads((tmp_path / "evaluation.json").read_text())
     for name in ("nll", "entropy", "nll_gap", "nll_gap_stderr", "c2st", "negative_elbo"):
         assert math.isfinite(results[name]), name
@@ -102,9 +105,9 @@ def test_a_smoke_run_ends_with_everything_measured(tmp_path, capsys):
     for name in ("density.png", "field.png", "loss.png"):
         assert (tmp_path / name).stat().st_size > 10_000
     before = (tmp_path / "evaluation.json").stat().st_mtime_ns
-    assert toy2d.main(command) == 0
+    assert toy2d_main(command) == 0
     assert (tmp_path / "evaluation.json").stat().st_mtime_ns == before
-    assert toy2d.main([*command, "--width", "8"]) == 1
+    assert toy2d_main([*command, "--width", "8"]) == 1
     assert "--width: there 16, asked 8" in capsys.readouterr().err
 
 
@@ -126,13 +129,13 @@ def test_every_loss_trains(loss):
 
 def test_what_cannot_be_meant_is_refused(tmp_path, capsys):
     folder = ["--run-dir", str(tmp_path / "none")]
-    assert toy2d.main([*folder, "--target", "moons", "--loss", "explicit"]) == 1
+    assert toy2d_main([*folder, "--target", "moons", "--loss", "explicit"]) == 1
     assert "--loss explicit needs the score" in capsys.readouterr().err
-    assert toy2d.main([*folder, "--num-steps", "0"]) == 1
+    assert toy2d_main([*folder, "--num-steps", "0"]) == 1
     assert "--num-steps must be at least 1" in capsys.readouterr().err
-    assert toy2d.main([*folder, "--log-snr-low", "20"]) == 1
+    assert toy2d_main([*folder, "--log-snr-low", "20"]) == 1
     assert "--log-snr-low must be below" in capsys.readouterr().err
-    assert toy2d.main([*folder, "--eval-points", "10"]) == 1
+    assert toy2d_main([*folder, "--eval-points", "10"]) == 1
     assert "--eval-points must be at least 20" in capsys.readouterr().err
     assert theory.main([*folder, "--seed", "-1"]) == 1
     assert "--seed must lie in 0..4294967295" in capsys.readouterr().err

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import families
-from experiments.families_models import MAKERS
-from experiments.families_networks import describe
+from experiments.families import __main__ as families
+from experiments.families.models import MAKERS
+from experiments.families.networks import describe
 from jaxdiff import data
 
 

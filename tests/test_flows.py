@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from cases import MIXTURE
 
-from experiments import digits_likelihood, evaluations, flows
-from experiments.command import REPORT, Refusal
-from experiments.digits_likelihood import chunks, is_full, mixture_bits, mixture_rows
-from experiments.evaluations import EVALUATION, JUDGED, is_judged
-from experiments.methods import METHODS
+from experiments.common import evaluations, flows
+from experiments.common.command import REPORT, Refusal
+from experiments.common.evaluations import EVALUATION, JUDGED, is_judged
+from experiments.common.methods import METHODS
+from experiments.images import judging as digits_likelihood
+from experiments.images.judging import chunks, is_full, mixture_bits, mixture_rows
 from jaxdiff import data, denoisers, likelihood, predictions, processes
 
 PROCESSES = {"cosine": processes.cosine(), "flow": processes.flow()}

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import digits, streaming
-from experiments.command import Refusal
-from experiments.image_model import PRESETS, open_images
+from experiments import digits
+from experiments.common.command import Refusal
+from experiments.images import sample_folders as streaming
+from experiments.images.model import PRESETS, open_images
 from jaxdiff import data
 from jaxdiff.training.export import import_params
 

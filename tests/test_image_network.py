@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import pytest
 
-from experiments import digits, image_model
-from experiments.command import Refusal
+from experiments import digits
+from experiments.common.command import Refusal
+from experiments.images import model as image_model
 from jaxdiff import data
 
 IMAGES = data.load_images("digits", "train")

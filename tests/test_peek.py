@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import peek
+from experiments.common import peek
 from jaxdiff.training import folders, lock
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ import jax
 import pytest
 import tyro
 
-from experiments import command
+from experiments.common import command
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = {
@@ -114,7 +114,8 @@ def test_a_command_in_the_documents_can_be_read(name, words, monkeypatch):
         return 0
 
     monkeypatch.setattr(command, "run", read)
-    module = importlib.import_module(f"experiments.{name}")
+    path = ROOT / "experiments" / name
+    module = importlib.import_module(f"experiments.{name}" + ".__main__" * path.is_dir())
     with contextlib.ExitStack() as stack:
         if "--help" in words:
             stack.enter_context(pytest.raises(SystemExit, match="0"))

@@ -7,7 +7,7 @@ import pytest
 from cases import MIXTURE, NO_SIGNAL_AT_END, PROCESSES
 from sampler_cases import DIVIDES_BY_ALPHA, SAMPLERS, STOCHASTIC
 
-from experiments.methods import METHODS
+from experiments.common.methods import METHODS
 from jaxdiff import denoisers, processes, sample, samplers, timesteps
 
 VP = processes.vp()

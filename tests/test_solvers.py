@@ -5,8 +5,9 @@ import csv
 import jax
 import pytest
 
-from experiments import bench, custom_sampler, digits, solvers
-from experiments.methods import METHODS, NAMES
+from experiments import bench, custom_sampler, digits
+from experiments.common.methods import METHODS, NAMES
+from experiments.solvers import __main__ as solvers
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import digits, options
-from experiments.command import Refusal
-from experiments.image_model import PRESETS, Config, defaults, from_record, to_record
+from experiments import digits
+from experiments.common import options
+from experiments.common.command import Refusal
+from experiments.images.model import PRESETS, Config, defaults, from_record, to_record
 from jaxdiff.training import checksums, lock, run, step_folders
 from jaxdiff.training.checkpoint import CheckpointError, Checkpoints
 

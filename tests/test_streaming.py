@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import streaming
-from experiments.command import Refusal
+from experiments.common.command import Refusal
+from experiments.images import sample_folders as streaming
 
 
 @pytest.fixture(autouse=True)

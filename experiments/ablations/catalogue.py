@@ -9,7 +9,7 @@ from experiments.ablations import images, plane
 from experiments.ablations.definition import Ablation
 from experiments.ablations.fields import near
 from experiments.ablations.learned import LEARNED
-from experiments.command import Refusal
+from experiments.common.command import Refusal
 
 Presets = Mapping[str, Ablation]
 """By name: full, and smoke, which runs every part in seconds."""

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import image_model
 from experiments.ablations import sampling
 from experiments.ablations.training import Members
 from experiments.ablations.world import Measure, Problem, World
-from experiments.command import Refusal
-from experiments.methods import MethodName
+from experiments.common import choices
+from experiments.common.command import Refusal
+from experiments.common.methods import MethodName
+from experiments.images import model as image_model
 from jaxdiff import data, guidance, likelihood, metrics, variational, weightings
 from jaxdiff.data.pipeline import batch_indices
 from jaxdiff.training import throughput
@@ -100,7 +101,7 @@ def make_weighting(config: Config) -> weightings.Weighting:
         return weightings.min_snr(config.gamma)
     if config.weighting == "edm":
         return weightings.edm(config.sigma_data)
-    return image_model.WEIGHTINGS[config.weighting]()
+    return choices.WEIGHTINGS[config.weighting]()
 
 
 def problem(config: Config) -> Problem:

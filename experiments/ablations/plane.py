@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import toy2d
 from experiments.ablations import sampling
 from experiments.ablations.training import Members
 from experiments.ablations.world import Measure, Problem, World
-from experiments.command import Refusal
-from experiments.options import Share
-from experiments.targets import make_target
+from experiments.common.command import Refusal
+from experiments.common.options import Share
+from experiments.common.targets import make_target
+from experiments.toy2d import model as toy2d
 from jaxdiff import likelihood, metrics, timesteps
 from jaxdiff.training import throughput
 from jaxdiff.typing import Array, Batch, LossFn, PyTree

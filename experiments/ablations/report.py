@@ -12,8 +12,8 @@ from experiments.ablations.definition import Ablation, groups, left_out
 from experiments.ablations.fields import show
 from experiments.ablations.judging import Result
 from experiments.ablations.statistics import Difference, Table, mean_and_error
-from experiments.command import REPORT, refusing
-from experiments.tables import markdown
+from experiments.common.command import REPORT, refusing
+from experiments.common.tables import markdown
 from jaxdiff import files
 
 

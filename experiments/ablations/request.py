@@ -9,7 +9,7 @@ from experiments.ablations import store
 from experiments.ablations.catalogue import MAKERS, find
 from experiments.ablations.definition import MAX_SEED, SEED, Ablation, record
 from experiments.ablations.fields import near, show
-from experiments.command import Refusal, refusing
+from experiments.common.command import Refusal, refusing
 
 
 def resolve(name: str, preset: str, seeds: int | None, seed: int | None) -> Ablation:

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.ablations.definition import SEED, Ablation, cells, groups
 from experiments.ablations.judging import Result
-from experiments.tables import Row, csv_text
+from experiments.common.tables import Row, csv_text
 
 RESULTS, TIMINGS, ENVIRONMENT = "results.csv", "timings.csv", "environment.json"
 COSTS = ("nfe", "train_flops", "sample_flops")

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.command import Refusal
-from experiments.image_model import PROCESSES
-from experiments.methods import METHODS
+from experiments.common.choices import PROCESSES
+from experiments.common.command import Refusal
+from experiments.common.methods import METHODS
 from jaxdiff import predictions, processes, sample, timesteps
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser, Key

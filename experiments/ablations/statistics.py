@@ -14,7 +14,7 @@ import numpy as np
 from experiments.ablations.definition import Ablation
 from experiments.ablations.definition import cells as all_cells
 from experiments.ablations.fields import show
-from experiments.tables import Row
+from experiments.common.tables import Row
 
 LEVEL = 0.05
 """One minus the confidence of intervals, and the rate of false findings that Holm's keeps to."""

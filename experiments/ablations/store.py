@@ -25,7 +25,7 @@ from experiments.ablations.definition import SEED, Ablation, Group, groups, row_
 from experiments.ablations.fields import as_json, defaults
 from experiments.ablations.judging import Result
 from experiments.ablations.results import COSTS
-from experiments.command import Refusal
+from experiments.common.command import Refusal
 from jaxdiff import files
 from jaxdiff.training.run import config_hash, random_numbers
 

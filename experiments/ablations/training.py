@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import fitting
 from experiments.ablations.definition import SEED, Group
 from experiments.ablations.world import Problem
+from experiments.common import fitting
 from jaxdiff import training
 from jaxdiff.typing import Array, PyTree
 
@@ -151,7 +151,7 @@ def train(
 
 
 def build_optimizer(config: Any) -> optax.GradientTransformation:
-    """Make the optimizer of experiments.fitting, whose learning rate may be traced."""
+    """Make the optimizer of experiments.common.fitting, whose learning rate may be traced."""
     unit = fitting.build_optimizer(dataclasses.replace(config, learning_rate=1.0))
     return optax.chain(unit, optax.scale(config.learning_rate))
 

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import command, options
 from experiments.benches.timing import median_ratio, time_in_turn
-from experiments.methods import METHODS
+from experiments.common import command, options
+from experiments.common.methods import METHODS
 from jaxdiff import processes, sample, timesteps
 from jaxdiff.typing import Array
 

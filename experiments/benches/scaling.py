@@ -8,10 +8,10 @@ from typing import Literal
 import jax
 import numpy as np
 
-from experiments import options
 from experiments.benches.timing import time_in_turn
 from experiments.benches.training import Preset, digits
-from experiments.command import Refusal
+from experiments.common import options
+from experiments.common.command import Refusal
 from jaxdiff import training
 from jaxdiff.training import parallel
 

@@ -8,9 +8,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments import command, options
 from experiments.ablations import plane, results
 from experiments.ablations.definition import Ablation
+from experiments.common import command, options
 
 PLANE = Ablation(
     question="What do seeds cost?",

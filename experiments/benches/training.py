@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import options
 from experiments.benches.timing import compare, time_in_turn
-from experiments.fitting import build_optimizer
-from experiments.image_model import (
+from experiments.common import options
+from experiments.common.fitting import build_optimizer
+from experiments.images.model import (
     PRESETS,
     Config,
     Recipe,

@@ -1,0 +1,89 @@
+"""What a run was found to be worth: evaluation.json; and what that is of: judged.json."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.common.command import REPORT
+from jaxdiff import files
+
+EVALUATION = "evaluation.json"
+"""The figures of merit, finite numbers, and the step that they are of."""
+JUDGED = "judged.json"
+"""The step, the average and the settings that the report and the figures are of."""
+MAIN = "main"
+"""The name of the average of a config's `ema_decay`."""
+
+
+def write(
+    directory: Path, judged: Mapping[str, Any], results: Mapping[str, float], report: str
+) -> None:
+    """Write report.md, evaluation.json and, last, judged.json: a crash between them shows.
+
+    Args:
+        directory: of the run.
+        judged: what the others are of: `step`, `average`, and how by name.
+        results: numbers by name; those that are not finite are left out.
+        report: for readers.
+    """
+    (directory / JUDGED).unlink(missing_ok=True)
+    files.write_text(directory / REPORT, report)
+    kept = {"step": judged["step"], **finite(results)}
+    files.write_text(directory / EVALUATION, json.dumps(kept, indent=2) + "\n")
+    files.write_text(directory / JUDGED, json.dumps(judged, indent=2) + "\n")
+
+
+def finite(results: Mapping[str, float]) -> dict[str, float]:
+    """Return the results that are finite."""
+    return {name: value for name, value in results.items() if math.isfinite(value)}
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """Return what the report there is of; nothing where there is no whole one.
+
+    Runs of before say it in evaluation.json, and the oldest ones do not: their report is of the
+    last step and the main average.
+    """
+    if not (directory / REPORT).exists():
+        return {}
+    for name in (JUDGED, EVALUATION):
+        try:
+            found = json.loads((directory / name).read_bytes())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(found, dict):
+            return {}
+        if "step" not in found:
+            return {"average": MAIN, **found}
+        return found if "average" in found else {}
+    return {}
+
+
+def is_judged(directory: Path, step: int) -> bool:
+    """Tell whether the report of a run is that of a step and of its main average."""
+    found = read(directory)
+    return bool(found) and (found.get("step", step), found["average"]) == (step, MAIN)
+
+
+def differing(directory: Path, settings: Mapping[str, Any]) -> list[str]:
+    """Say how the report there was judged otherwise, a phrase a setting; of before, none is known.
+
+    Args:
+        directory: of the run.
+        settings: as asked now, by name.
+    """
+    found = read(directory)
+    return [
+        f"{name} {found[name]} (asked {value})"
+        for name, value in settings.items()
+        if name in found and found[name] != value
+    ]
+
+
+def steps(step: int, num_steps: int) -> str:
+    """Say which step a report is of: that of a whole run, or one on its way."""
+    return f"{num_steps} steps" if step == num_steps else f"step {step} of {num_steps}"

@@ -1,0 +1,162 @@
+"""Images by the thousand, written file by file, so that a crash costs one file at most."""
+
+import json
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.common.command import Refusal
+from jaxdiff import files
+from jaxdiff.training import distributed
+from jaxdiff.training import run as runs
+
+PER_FILE = 1024
+IMAGES = "arr_0"
+RECORD = "samples.json"
+RANDOM = "random_numbers"
+
+
+def write(
+    directory: Path,
+    record: Mapping[str, Any],
+    draw: Callable[[int, int], np.ndarray],
+    labels: np.ndarray,
+    *,
+    progress: bool,
+) -> None:
+    """Fill a folder with images (N, H, W, C), uint8, and `labels` (N,), `PER_FILE` a file.
+
+    The images are `arr_0` of each file, where other tools look for them. Files that are there are
+    left; of several processes each writes its share. The names are the numbers of the first image
+    and of the one after the last.
+
+    Args:
+        directory: made if missing; one with images of another record is refused.
+        record: what the images are of; its `num` may grow.
+        draw: (first, last) -> the images of these numbers.
+        labels: of all images.
+        progress: show a progress bar if stderr is a terminal.
+    """
+    from tqdm import tqdm
+
+    _claim(directory, record)
+    ranges = _ranges(len(labels))
+    mine = ranges[jax.process_index() :: jax.process_count()]
+    missing = [
+        (first, last)
+        for first, last in mine
+        if not _is_whole(directory / _name(first, last), labels[first:last])
+    ]
+    show = progress and distributed.is_main() and sys.stderr.isatty()
+    for first, last in tqdm(missing, unit="file", disable=not show):
+        arrays = {IMAGES: draw(first, last), "labels": labels[first:last]}
+        files.write_arrays(directory / _name(first, last), arrays)
+    for first, last in mine:
+        for path in directory.glob(f"{first:08d}-*.npz"):  # of a smaller number
+            if path.name != _name(first, last):
+                path.unlink()
+    if distributed.is_main():
+        count = sum(last - first for first, last in mine)
+        which = "" if len(mine) == len(ranges) else f" of this process, of {len(labels)} in all"
+        print(
+            f"{directory}: {count} images in {len(mine)} files{which}, "
+            f"{len(mine) - len(missing)} of them there before"
+        )
+
+
+def read(directory: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return all images and labels that a folder's record names, in their order."""
+    num, images, labels = _read_record(directory / RECORD)["num"], [], []
+    for each in _ranges(num):
+        path = directory / _name(*each)
+        try:
+            found, of_class = _arrays(path)
+        except _DAMAGE as error:
+            raise Refusal(
+                f"{path} cannot be read ({error}). Run the command again that made it."
+            ) from error
+        images.append(found)
+        labels.append(of_class)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _ranges(num: int) -> list[tuple[int, int]]:
+    return [(first, min(first + PER_FILE, num)) for first in range(0, num, PER_FILE)]
+
+
+_DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    RuntimeError,  # NotImplementedError is one
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy and zipfile raise where a file is damaged, or is of another kind."""
+
+
+def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(path, allow_pickle=False) as part:
+        # `images` in files of earlier versions
+        return part[IMAGES if IMAGES in part.files else "images"], part["labels"]
+
+
+def _is_whole(path: Path, labels: np.ndarray) -> bool:
+    try:
+        images, found = _arrays(path)
+    except _DAMAGE:
+        return False
+    return len(images) == len(labels) and np.array_equal(found, labels)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+        return {**record, "num": int(record["num"])}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise Refusal(f"{path} cannot be read ({error}). Take another folder.") from error
+
+
+def _name(first: int, last: int) -> str:
+    return f"{first:08d}-{last:08d}.npz"
+
+
+def _claim(directory: Path, record: Mapping[str, Any]) -> None:
+    """Say in the folder what it is of, or refuse; all processes ask together."""
+    record = {**record, RANDOM: runs.random_numbers()}
+    problem = _problem(directory, record) if distributed.is_main() else None
+    if distributed.any_of(problem is not None):
+        raise Refusal(problem or "Process 0 refuses.")
+    directory.mkdir(parents=True, exist_ok=True)
+    if distributed.is_main():
+        files.write_text(directory / RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def _problem(directory: Path, record: Mapping[str, Any]) -> str | None:
+    path = directory / RECORD
+    if not path.exists():
+        if directory.exists() and (
+            not directory.is_dir()
+            or any(not each.name.startswith(".") for each in directory.iterdir())
+        ):
+            return f"--out {directory} holds other files; take another folder."
+        return None
+    try:
+        old = _read_record(path)
+    except Refusal as refusal:
+        return str(refusal)
+    old.setdefault(RANDOM, record[RANDOM])  # earlier versions did not say
+    differing = [name for name in record if name != "num" and record[name] != old.get(name)]
+    if record["num"] < old["num"]:
+        differing.append("num")
+    fields = ", ".join(f"{name} {old.get(name)} (asked {record[name]})" for name in differing)
+    if differing:
+        return f"--out {directory} holds other images: {fields}. Take another folder."
+    return None

@@ -1,0 +1,1 @@
+"""Compare every sampler: orders against the exact flow, quality on trained digits."""

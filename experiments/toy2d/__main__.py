@@ -1,0 +1,91 @@
+"""Learn a distribution in the plane and measure how far the model is from it, exactly.
+
+    python -m experiments.toy2d --target mixture --run-dir runs/toy2d
+    python -m experiments.toy2d --target pinwheel --loss sliced --run-dir runs/pinwheel
+
+Any loss, process and prediction. The likelihood is that of the probability flow with the exact
+divergence; where the target's density is known, the gap to it is taken point by point.
+"""
+
+import dataclasses
+import sys
+from functools import partial
+from typing import Literal
+
+import tyro
+
+from experiments.common import command, evaluations, fitting
+from experiments.common.command import Refusal
+from experiments.toy2d import report as toy2d_report
+from experiments.toy2d.model import (
+    PRESETS,
+    Config,
+    batches,
+    build_loss,
+    build_model,
+    check,
+    from_record,
+)
+from jaxdiff.metrics.c2st import MIN_ROWS
+from jaxdiff.training import run as runs
+
+
+def check_judging(config: Config) -> None:
+    """Refuse what a run could not be judged by at its end."""
+    if config.eval_points < MIN_ROWS:
+        raise Refusal(
+            f"--eval-points must be at least {MIN_ROWS}, or no classifier can be trained to tell "
+            f"samples from draws; got {config.eval_points}."
+        )
+    if config.grid_size < 2:
+        raise Refusal(f"--grid-size must be at least 2; got {config.grid_size}.")
+
+
+def main_command(
+    run_dir: str,
+    config: tyro.conf.OmitArgPrefixes[Config],
+    preset: Literal["full", "smoke"] = "full",
+    quiet: bool = False,
+) -> None:
+    """Train a model of a distribution in the plane, or resume it, then judge and draw it.
+
+    Args:
+        run_dir: Folder of the run; the same command on it resumes.
+        config: What the run is.
+        preset: What options that are not given are set to; smoke runs all in a minute.
+        quiet: Show no progress bar.
+    """
+    check(config)
+    check_judging(config)
+    directory = command.claim(run_dir)
+    asked = dataclasses.asdict(config)
+    record = runs.reconcile(directory, asked, free=fitting.FREE, grows="num_steps")
+    config = from_record(record)
+    with command.compiling_for(preset):
+        model = build_model(config)
+        params = fitting.fit(
+            directory,
+            config,
+            dataclasses.asdict(config),
+            model.init_params,
+            build_loss(config, model),
+            partial(batches, config, model.target),
+            report=command.REPORT,
+            progress=not quiet,
+        )
+        if not (
+            evaluations.is_judged(directory, config.num_steps)
+            and not evaluations.differing(directory, toy2d_report.settings(config))
+        ):
+            toy2d_report.write(config, model, params, directory, progress=not quiet)
+    print(f"Report: {directory / command.REPORT}")
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line."""
+    config = command.preset_of(argv, PRESETS)
+    return command.run("toy2d", partial(main_command, config=config), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
