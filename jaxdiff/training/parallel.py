@@ -8,7 +8,8 @@ A mesh has two axes. The batch is split over both; the state is whole on every d
 arXiv:2304.11277), XLA gathering what a layer needs and scattering its gradients.
 
 :func:`jit`, :func:`pmap` and :func:`mesh` compile an update that takes states and batches wherever
-they are. A training loop places them itself, once and ahead of time, as a :class:`Mode` says.
+they are; each call makes a program of its own, so call them once. A training loop places states and
+batches itself, once and ahead of time, as a :class:`Mode` says.
 """
 
 from collections.abc import Callable, Sequence
