@@ -111,7 +111,8 @@ def preconditioned(
 
     Source: Karras et al. 2022 (arXiv:2206.00364), eqs. 7 and 8 and table 1.
     """
-    checks.function("apply", apply, "(params, x, noise level, cond, *, key) -> (B, ...)")
+    form = "(params, x, noise level, cond, *, key) -> (B, ...)"
+    checks.function("apply", apply, form, takes=4)
     checks.process(process)
     checks.number("sigma_data", sigma_data, 0.0, above=True)
     checks.choice("prediction", prediction, ("x0", "v"))
