@@ -90,6 +90,7 @@ def test_what_is_not_installed_is_said_with_its_extra():
             "nn": lambda: __import__("jaxdiff.nn"),
             "training": lambda: __import__("jaxdiff.training"),
             "figure": lambda: plotting.new_figure(1, 1),
+            "folder": lambda: data.load_folder(".", 8),
             "sheet": lambda: plotting.save_sheet("x.png", __import__("numpy").zeros((1, 8, 8, 1))),
         }
         for name, call in calls.items():
@@ -102,10 +103,8 @@ def test_what_is_not_installed_is_said_with_its_extra():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     lines = run.stdout.splitlines()
-    assert len(lines) == 4, lines
-    for line, name in zip(
-        lines, ("nn needs flax", "training needs", "plotting", "plotting"), strict=True
-    ):
+    names = ("nn needs flax", "training needs", "plotting", "data.load_folder needs", "plotting")
+    for line, name in zip(lines, names, strict=True):
         assert f"jaxdiff.{name}" in line
         assert "pip install 'jaxdiff[train]'" in line
 

@@ -57,11 +57,11 @@ class Digits(NamedTuple):
 
 
 @functools.cache
-def load(name: str, data_dir: str | None) -> Digits:
+def load(name: str, data_dir: str | None, image_size: int | None) -> Digits:
     """Open a data set, once."""
     from sklearn.svm import SVC
 
-    config = image_model.Config(data=name, data_dir=data_dir)
+    config = image_model.Config(data=name, data_dir=data_dir, image_size=image_size)
     train, held_out = (image_model.open_images(config, split) for split in ("train", "test"))
     if train.labels is None or not train.in_memory:
         raise Refusal(f"data {name} has no labels, or does not fit in memory; take another.")
@@ -106,7 +106,7 @@ def make_weighting(config: Config) -> weightings.Weighting:
 
 def problem(config: Config) -> Problem:
     """Make the problem of a group."""
-    digits = load(config.data, config.data_dir)
+    digits = load(config.data, config.data_dir, config.image_size)
     train = digits.train
     levels, labels = jnp.asarray(train.levels), jnp.asarray(train.labels)
     compiled: dict[Any, Any] = {}

@@ -101,6 +101,6 @@ def _naming(path: str) -> Iterator[None]:
         elif isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         raise UnreadableError(
-            f"{path} cannot be read as a PNG, JPEG or WebP image: {reason}. Mend it or take it "
-            "out of the folder; files whose names begin with a dot are passed over."
+            f"{path} cannot be read as a PNG, JPEG or WebP image: {reason.rstrip('. ')}. Mend it "
+            "or take it out of the folder; files whose names begin with a dot are passed over."
         ) from error
