@@ -65,9 +65,9 @@ class Chosen(Process):
     diffusion_sq = _switch("diffusion_sq")
 
 
-def chosen(name):
-    """Return PROCESSES[name] as an argument with which one compiled program serves them all."""
-    return Chosen(jnp.asarray(list(PROCESSES).index(name)), tuple(PROCESSES.values()))
+def chosen(name, names=tuple(PROCESSES)):
+    """Return PROCESSES[name] as an argument with which one compiled program serves all `names`."""
+    return Chosen(jnp.asarray(names.index(name)), tuple(PROCESSES[each] for each in names))
 
 
 def _look_up(field):

@@ -64,12 +64,10 @@ SAMPLERS = DETERMINISTIC | STOCHASTIC
 CORRECTED = ("ddim_corrected", "unipc_corrected")
 DIVIDES_BY_ALPHA = ("edm", "edm_churn", "euler_maruyama")
 ASKS_AT_OTHER_TIMES = ("edm_churn", "deis_2", "deis_3", "deis_4")
-CASES = [
-    (sampler, name)
-    for sampler in SAMPLERS
-    for name in PROCESSES
-    if sampler != "adaptive" or name in ("vp", "zero_snr")  # slow to compile
-]
+FEW = ("vp", "edm", "flow", "zero_snr")
+"""Processes for samplers that are slow to compile: a program must hold the process itself."""
+RUNS_ON = dict.fromkeys(ASKS_AT_OTHER_TIMES, FEW) | {"adaptive": ("vp", "zero_snr"), "deis_3": ()}
+CASES = [(sampler, name) for sampler in SAMPLERS for name in RUNS_ON.get(sampler, PROCESSES)]
 
 
 def noise(process, n=8, dtype=float):
@@ -80,7 +78,7 @@ def process_for(sampler, name, times):
     """Return PROCESSES[name] as an argument with which one program serves all processes."""
     if sampler == "adaptive":
         return PROCESSES[name]
-    return chosen(name) if sampler in ASKS_AT_OTHER_TIMES else known(name, times)
+    return chosen(name, FEW) if sampler in ASKS_AT_OTHER_TIMES else known(name, times)
 
 
 @functools.cache

@@ -68,6 +68,7 @@ def test_the_smoke_judges_all_families_alike(tmp_path, capsys):
     assert "--seed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_other_families_are_judged_by_their_bounds(tmp_path):
     config = families.PRESETS["smoke"]
     digits = families.load(jax.random.key(0))

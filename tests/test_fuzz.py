@@ -407,6 +407,7 @@ def fuzz(case, max_examples):
 each_case = pytest.mark.parametrize("case", CASES)
 
 
+@pytest.mark.slow
 @each_case
 def test_the_call_that_is_to_be_spoilt_works(case):
     function, valid = CASES[case]
