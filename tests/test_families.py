@@ -34,6 +34,7 @@ def full_size():
     }
 
 
+@pytest.mark.slow
 def test_networks_are_alike_in_parameters_and_training():
     parameters, flops = zip(*full_size().values(), strict=True)
     print(full_size())
