@@ -12,7 +12,6 @@ groups that the definition fixes; see experiments/ablations.
 """
 
 import contextlib
-import dataclasses
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ import tyro
 from experiments.ablations import judging, report, results, statistics, store
 from experiments.ablations.catalogue import MAKERS
 from experiments.ablations.definition import SEED, Ablation, Group, groups, record
-from experiments.ablations.fields import show
+from experiments.ablations.fields import replaced, show
 from experiments.ablations.request import parse_only, parse_shard, reopen, resolve
 from experiments.common import command, fitting
 from experiments.common.command import Refusal
@@ -60,7 +59,7 @@ def command_of(name: str) -> Callable[..., None]:
         ablation = resolve(name, preset, seeds, seed)
         chosen = store.chosen(ablation, parse_only(ablation, only), parse_shard(shard))
         if preset == "full":
-            configs = [dataclasses.replace(g.config, **row) for g in chosen for row in g.rows()]
+            configs = [replaced(g.config, row) for g in chosen for row in g.rows()]
             judged = [(c.ema_decay if c.average is None else c.average, c) for c in configs]
             fitting.warn_of_start((decay, c.num_steps) for decay, c in judged)
         run_groups(Path(run_dir), record(name, preset, ablation), ablation, chosen, quiet)

@@ -8,8 +8,9 @@ the number of seeds alone, never from what is asked for or done already: the sam
 beside others differs in its last bits.
 
 A combination in which a field is not read (the beta range, where the process is cosine) is run for
-one value of it, the base's: the other values would be the same runs again. A value that is read in
-no combination is refused.
+one value of it, the base's: the other values would be the same runs again. An axis that changes
+nothing is refused: one of a single value, one with a value that is read in no combination, and one
+with a value that means what another does (None and the number that it stands for).
 """
 
 import dataclasses
@@ -18,12 +19,13 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.ablations.fields import as_json, fit_type, near, show
-from experiments.ablations.world import World
+from experiments.ablations.fields import as_json, fit_type, near, replaced, show
+from experiments.ablations.world import SEED as SEED
+from experiments.ablations.world import RunConfig, World
+from experiments.common import options
 from jaxdiff import checks
 from jaxdiff.training.run import config_hash
 
-SEED = "seed"
 MAX_SEED = 2**32 - 1
 """The last seed; keys hold 32 bits of one."""
 
@@ -42,7 +44,7 @@ class Group:
     """
 
     index: int
-    config: Any
+    config: RunConfig
     fixed: dict[str, Any]
     members: tuple[dict[str, Any], ...]
     samplings: tuple[dict[str, Any], ...]
@@ -71,18 +73,20 @@ class Ablation:
         measures: names of measures, the first of which decides.
         seeds: how many, from the base's seed on; an axis over the seed gives them instead.
         learned: what the authors' run of it taught, for readers.
-        hashed: the fields that rows' hashes are of; all unless given. A folder that was begun
-            before a field was added goes on with those that there were.
+        hashed: the fields that rows' hashes are of whatever their value; unless given, all that
+            configs always had. A folder that was begun before a field was added goes on with
+            those that there were.
 
     Raises:
         ValueError: if an axis names no field, is empty, repeats, lacks the base's value or has one
             that changes nothing, a measure is unknown, or a seed out of range.
-        TypeError: if a value has another type than its field, or the base is of another world.
+        TypeError: if a value has another type than its field, or the base is of another world or
+            holds a list, which programs are not kept by.
     """
 
     question: str
     world: World
-    base: Any
+    base: RunConfig
     axes: Mapping[str, Sequence[Any]]
     measures: Sequence[str]
     seeds: int = 3
@@ -92,6 +96,10 @@ class Ablation:
     def __post_init__(self) -> None:
         if not isinstance(self.base, self.world.config):
             raise TypeError(f"`base` must be a {self._config_name}; got {checks.shown(self.base)}.")
+        try:
+            hash(self.base)
+        except TypeError as error:
+            raise TypeError(f"`base` must hold tuples, no lists; got {self.base}.") from error
         checks.count("seeds", self.seeds)
         hints, axes = typing.get_type_hints(self.world.config), {}
         for field, values in self.axes.items():
@@ -107,6 +115,11 @@ class Ablation:
             base = getattr(self.base, field)
             if field != SEED and base not in axes[field]:
                 raise ValueError(f"axis `{field}` must hold the base's {base!r}; got {values}.")
+            if field != SEED and len(values) == 1:
+                raise ValueError(
+                    f"axis `{field}` changes nothing: it has one value, {show(base)}, which the "
+                    "base has too. Take it out, or add values."
+                )
         object.__setattr__(self, "axes", axes)
         self._check_measures()
         for seed in self.seed_values:
@@ -137,22 +150,33 @@ class Ablation:
         for field, values in self.varied.items():
             dead = [v for v in values if all(cell[field] != v for cell in made)]
             if dead:
-                why = self.unread(dataclasses.replace(self.base, **{field: dead[0]}))
+                why = self.unread(replaced(self.base, {field: dead[0]}))
                 reason = why.get(field) or "other axes decide that it is not read"
                 raise ValueError(
                     f"axis `{field}` changes nothing at {', '.join(map(show, dead))}: {reason}. "
                     "Take it out, or vary what makes runs read it."
                 )
+        meant = [self.world.meant(replaced(self.base, cell)) for cell in made]
+        for field, value in ((f, v) for f, values in self.varied.items() for v in values):
+            with_it = [m for m, cell in zip(meant, made, strict=True) if cell[field] == value]
+            others = {m for m, cell in zip(meant, made, strict=True) if cell[field] != value}
+            if value != getattr(self.base, field) and others.issuperset(with_it):
+                raise ValueError(
+                    f"axis `{field}` changes nothing at {show(value)}: runs are the same at "
+                    "another of its values. Take one out."
+                )
 
-    def unread(self, config: Any) -> dict[str, str]:
+    def unread(self, config: RunConfig) -> dict[str, str]:
         """Return why a run of a config does not read a field that varies, by field."""
+        measures = [self.world.measures[name] for name in self.measures]
         found = dict(self.world.unread(config))
-        if not any(self.world.measures[name].sampled for name in self.measures):
-            why = "no measure is of samples"
-            found |= dict.fromkeys(self.world.sampling - {"average"}, why)
-        return {field: why for field, why in found.items() if field in self.varied}
+        if not any(measure.sampled for measure in measures):
+            found |= dict.fromkeys(self.world.sampling, "no measure is of samples")
+        read = frozenset().union(*(measure.reads for measure in measures))
+        varied = self.varied.keys() - read
+        return {field: why for field, why in found.items() if field in varied}
 
-    def applies(self, config: Any) -> bool:
+    def applies(self, config: RunConfig) -> bool:
         """Whether a config is a row: whether all that it does not read is as the base has it."""
         return all(
             getattr(config, field) == getattr(self.base, field) for field in self.unread(config)
@@ -178,25 +202,26 @@ class Ablation:
         """Refuse what any of the configs cannot mean, before anything trains."""
         for group in groups(self):
             for row in group.rows():
-                self.world.check(dataclasses.replace(group.config, **row))
+                self.world.check(replaced(group.config, row))
 
 
 def groups(ablation: Ablation) -> list[Group]:
     """Return the groups of an ablation, in the order of its axes."""
     world, base = ablation.world, ablation.base
+    judged = world.sampling | world.averages
     numbers = {f: v for f, v in ablation.varied.items() if f in world.numbers}
-    sampling = {f: v for f, v in ablation.varied.items() if f in world.sampling}
+    sampling = {f: v for f, v in ablation.varied.items() if f in judged}
     fixed = {f: v for f, v in ablation.varied.items() if f not in numbers and f not in sampling}
     members = tuple(product(numbers | {SEED: ablation.seed_values}))
     samplings = tuple(product(sampling))
     made: list[Group] = []
     for values in product(fixed):
-        config = dataclasses.replace(base, **values)
+        config = replaced(base, values)
         rows = [
             (member, how)
             for how in samplings
             for member in members
-            if ablation.applies(dataclasses.replace(config, **member, **how))
+            if ablation.applies(replaced(config, member | how))
         ]
         kept = tuple(member for member in members if any(member == m for m, _ in rows))
         hows = tuple(how for how in samplings if any(how == h for _, h in rows))
@@ -211,7 +236,7 @@ def cells(ablation: Ablation) -> list[dict[str, Any]]:
     return [
         values
         for values in product(ablation.varied)
-        if ablation.applies(dataclasses.replace(ablation.base, **values))
+        if ablation.applies(replaced(ablation.base, values))
     ]
 
 
@@ -219,7 +244,7 @@ def left_out(ablation: Ablation) -> dict[tuple[str, str], int]:
     """Return how many combinations are not run, by a field that they do not read, and why."""
     count: dict[tuple[str, str], int] = {}
     for values in product(ablation.varied):
-        config = dataclasses.replace(ablation.base, **values)
+        config = replaced(ablation.base, values)
         for field, why in ablation.unread(config).items():
             if getattr(config, field) != getattr(ablation.base, field):
                 count[field, why] = count.get((field, why), 0) + 1
@@ -227,16 +252,20 @@ def left_out(ablation: Ablation) -> dict[tuple[str, str], int]:
     return count
 
 
-def row_hash(ablation: Ablation, config: Any) -> str:
-    """Return the hash of the whole config of a row."""
-    whole = dataclasses.asdict(config)
-    hashed = whole.keys() if ablation.hashed is None else ablation.hashed
-    return config_hash({field: value for field, value in whole.items() if field in hashed})
+def row_hash(ablation: Ablation, config: RunConfig) -> str:
+    """Return the hash of the whole config of a row, later fields counting off their defaults."""
+    whole, later = dataclasses.asdict(config), options.later_defaults(type(config))
+    always = whole.keys() - later.keys() if ablation.hashed is None else ablation.hashed
+    moved = {field for field, default in later.items() if whole[field] != default}
+    return config_hash({field: whole[field] for field in whole if field in {*always, *moved}})
 
 
 def record(name: str, preset: str, ablation: Ablation) -> dict[str, Any]:
-    """Return what resolves an ablation, flat, as JSON holds it."""
-    base = {f"base.{field}": value for field, value in dataclasses.asdict(ablation.base).items()}
+    """Return what resolves an ablation, flat, as JSON holds it.
+
+    Later fields of the base are left out at their defaults, which a record that lacks them means.
+    """
+    base = {f"base.{field}": value for field, value in options.without_later(ablation.base).items()}
     axes = {f"axis.{field}": list(values) for field, values in ablation.varied.items()}
     own = {"name": name, "preset": preset, "seeds": list(ablation.seed_values)}
     whole = {**own, "measures": list(ablation.measures), **axes, **base}

@@ -7,7 +7,9 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
+
+C = TypeVar("C")
 
 
 def show(value: Any) -> str:
@@ -32,6 +34,11 @@ def near(name: str, known: Iterable[str], quote: str = "") -> str:
 def as_json(value: Any) -> Any:
     """Return a value as JSON gives it back: tuples are lists there."""
     return json.loads(json.dumps(value))
+
+
+def replaced(config: C, values: Mapping[str, Any]) -> C:
+    """Return a config, a dataclass, with other values of some fields."""
+    return cast(C, dataclasses.replace(cast(Any, config), **values))
 
 
 def defaults(config: type) -> Mapping[str, Any]:

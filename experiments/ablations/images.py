@@ -3,48 +3,45 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.ablations import sampling
-from experiments.ablations.training import Members
-from experiments.ablations.world import Measure, Problem, World
+from experiments.ablations.fields import replaced
+from experiments.ablations.world import SEED, Measure, World, member_of
+from experiments.ablations.world import Member as MemberOf
 from experiments.common import choices
 from experiments.common.command import Refusal
 from experiments.common.methods import MethodName
+from experiments.common.options import Role
 from experiments.images import model as image_model
+from experiments.images import network as image_network
+from experiments.images.sources import FOLDER
 from jaxdiff import data, guidance, likelihood, metrics, variational, weightings
 from jaxdiff.data.pipeline import batch_indices
-from jaxdiff.training import throughput
 from jaxdiff.typing import Array, Batch, Denoiser, LossFn, PyTree
-
-MEASURES = {
-    "bits_per_dim": Measure("held-out bits per dimension"),
-    "prior_nats": Measure("mismatch of x_T and the prior, nats"),
-    "frechet": Measure("Fréchet distance of samples", sampled=True),
-    "readable": Measure("samples read as their label", sampled=True, higher_is_better=True),
-    "brightness_gap": Measure("error of the samples' mean level", sampled=True),
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(image_model.Config, sampling.Swept):
     """A run of experiments.digits, with more to vary."""
 
-    gamma: float = 5.0
+    gamma: Annotated[float, Role.NUMBER] = 5.0
     """Bound of the weight of min_snr."""
-    sigma_data: float = 0.5
+    sigma_data: Annotated[float, Role.NUMBER] = 0.5
     """Scale of the data in the weighting of edm."""
-    sampler: MethodName = "ddim"
+    sampler: Annotated[MethodName, Role.SAMPLING] = "ddim"
     """Method that draws the samples."""
-    guidance_scale: float = 1.0
+    guidance_scale: Annotated[float, Role.SAMPLING] = 1.0
     """Classifier-free guidance; 1 is the conditional model."""
     num_samples: int = 300
     """Samples a run, of all labels alike."""
+
+
+Member = MemberOf[Config]
 
 
 class Digits(NamedTuple):
@@ -92,94 +89,85 @@ def unread(config: Config) -> dict[str, str]:
         found["sigma_data"] = f"weighting {config.weighting} has no sigma_data"
     if config.network != "dit":
         found["patch_size"] = f"network {config.network} has no patches"
+    others = {name for names in image_network.CHOICES.values() for name in names}
+    for name in others - {*image_network.CHOICES[config.network]}:
+        found[name] = f"network {config.network} has no {name}"
+    if config.data == FOLDER:
+        del found["data_dir"]
+    else:
+        found["image_size"] = f"data {config.data} are of one size"
+    found["num_samples"] = "no measure asked for is of samples"
     return found
 
 
-def make_weighting(config: Config) -> weightings.Weighting:
-    """Make the weighting of a config, whose parameters may be traced."""
-    if config.weighting == "min_snr":
-        return weightings.min_snr(config.gamma)
-    if config.weighting == "edm":
-        return weightings.edm(config.sigma_data)
-    return choices.WEIGHTINGS[config.weighting]()
+def meant(config: Config) -> Config:
+    """Return a config with values in place of each None that stands for one; see `World`."""
+    return replaced(sampling.meant(config), image_network.choices_of(config))
 
 
-def problem(config: Config) -> Problem:
-    """Make the problem of a group."""
-    digits = load(config.data, config.data_dir, config.image_size)
-    train = digits.train
-    levels, labels = jnp.asarray(train.levels), jnp.asarray(train.labels)
-    compiled: dict[Any, Any] = {}
+def make_weighting(member: Member) -> weightings.Weighting:
+    """Make the weighting of a member, whose parameters may be traced."""
+    if member.config.weighting == "min_snr":
+        return weightings.min_snr(member.numbers["gamma"])
+    if member.config.weighting == "edm":
+        return weightings.edm(member.numbers["sigma_data"])
+    return choices.WEIGHTINGS[member.config.weighting]()
 
-    def build(config: Config) -> image_model.Recipe:
-        return image_model.build_model(config, train, sampling.make_process(config))
 
-    def loss(config: Config) -> LossFn:
-        model, weighting = build(config), make_weighting(config)
-        return image_model.build_loss(config, model, train.num_levels, weighting)
+class ImagesProblem:
+    """What the members of a group share; a `Problem`."""
 
-    def table(config: Config) -> np.ndarray:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.digits = load(config.data, config.data_dir, config.image_size)
+        train = self.digits.train
+        self._levels, self._labels = jnp.asarray(train.levels), jnp.asarray(train.labels)
+
+    def build(self, member: Member) -> image_model.Recipe:
+        """Make a member's network and process."""
+        process = sampling.make_process(member)
+        return image_model.build_model(member.config, self.digits.train, process, member.key)
+
+    def init_params(self, member: Member) -> PyTree:
+        """Return a member's initial parameters."""
+        return self.build(member).init_params()
+
+    def loss(self, member: Member) -> LossFn:
+        """Return a member's loss."""
+        model, weighting = self.build(member), make_weighting(member)
+        num_levels = self.digits.train.num_levels
+        return image_model.build_loss(member.config, model, num_levels, weighting)
+
+    def table(self, config: Config) -> np.ndarray:
+        """Return which images each batch holds, (steps, B)."""
+        num = len(self.digits.train)
         return np.stack(
             [
-                batch_indices(len(train), config.batch_size, config.seed, step).astype(np.int32)
+                batch_indices(num, config.batch_size, config.seed, step).astype(np.int32)
                 for step in range(config.num_steps)
             ]
         )
 
-    def batch(config: Config, table: Array, step: Array) -> Batch:
-        return {"image": levels[table[step]], "label": labels[table[step]]}
+    def batch(self, member: Member, table: Array, step: Array) -> Batch:
+        """Return the batch of a step."""
+        return {"image": self._levels[table[step]], "label": self._labels[table[step]]}
 
-    def draw(how: Config, members: Members, params: PyTree) -> np.ndarray:
-        def of_one(config: Any, params: PyTree) -> Array:
-            config = dataclasses.replace(
-                config,
-                sampler=how.sampler,
-                sample_steps=how.sample_steps,
-                guidance_scale=how.guidance_scale,
-            )
-            model, key = build(config), jax.random.fold_in(config.seed, 2)
-            denoise = guided(config, model, params, asked_labels(config, train))
-            shape = (config.num_samples, *train.shape)
-            return sampling.draw(config, model.process, denoise, key, shape)
+    def draw(self, member: Member, params: PyTree) -> Array:
+        """Return samples (N, H, W, C), drawn as the member's config says."""
+        config, train = member.config, self.digits.train
+        model, key = self.build(member), jax.random.fold_in(member.key, 2)
+        denoise = guided(config, model, params, asked_labels(config, train))
+        shape = (config.num_samples, *train.shape)
+        return sampling.draw(config, model.process, denoise, key, shape, config.sample_grid)
 
-        key = how.sampler, how.sample_steps, how.guidance_scale
-        return np.asarray(members.map_once(compiled, key, of_one)(params))
+    def calls(self, config: Config) -> int:
+        """Return the evaluations of the network that a sample takes."""
+        return sampling.calls(config) * (1 + (config.guidance_scale != 1.0))
 
-    def measure(
-        name: str, how: Config, members: Members, params: PyTree, samples: np.ndarray | None
-    ) -> Sequence[float]:
-        if name in ("bits_per_dim", "prior_nats"):
-            of_one = {"bits_per_dim": bits_per_dim, "prior_nats": prior_nats}[name]
-            mapped = members.map_once(
-                compiled, name, lambda config, p: of_one(config, build(config), p, digits)
-            )
-            return np.asarray(mapped(params)).tolist()
-        assert samples is not None
-        rows = np.nan_to_num(samples.reshape(*samples.shape[:2], -1), posinf=1e6, neginf=-1e6)
-        return [judge_samples(name, how, x, digits) for x in rows]
-
-    def calls(how: Config) -> int:
-        return sampling.calls(how) * (1 + (how.guidance_scale != 1.0))
-
-    def call_flops() -> float | None:
-        model = build(config)
-        x = jax.ShapeDtypeStruct((64, *train.shape), jnp.float32)
-        params = jax.eval_shape(model.init_params)
-        of_64 = throughput.count_flops(
-            lambda p, x: model.apply(p, x, jnp.float32(0.5), jnp.zeros(64, int)), params, x
-        )
-        return None if of_64 is None else of_64 / 64
-
-    return Problem(
-        lambda config: build(config).init_params(),
-        loss,
-        table,
-        batch,
-        measure,
-        draw,
-        calls,
-        call_flops,
-    )
+    def call_flops(self) -> float | None:
+        """Return the operations of one evaluation for one sample, None where unknown."""
+        model = self.build(member_of(self.config, {SEED: np.uint32(self.config.seed)}))
+        return sampling.call_flops(model, (64, *self.digits.train.shape), np.zeros(64, np.int32))
 
 
 def asked_labels(config: Config, images: data.Images) -> np.ndarray:
@@ -201,13 +189,14 @@ def guided(
 # --- Measures -------------------------------------------------------------------------------
 
 
-def bits_per_dim(config: Any, model: image_model.Recipe, params: PyTree, digits: Digits) -> Array:
+def bits_per_dim(problem: ImagesProblem, member: Member, params: PyTree) -> Array:
     """Return held-out bits per dimension of image and class by the probability flow, one probe.
 
     Rows of all members have the same images; their dequantisation and probes go with the seed.
     """
-    images, num = digits.held_out, min(config.eval_examples, len(digits.held_out))
-    key_data, key_probes = jax.random.split(jax.random.fold_in(config.seed, 3))
+    config, model, images = member.config, problem.build(member), problem.digits.held_out
+    num = min(config.eval_examples, len(images))
+    key_data, key_probes = jax.random.split(jax.random.fold_in(member.key, 3))
     levels, labels = jnp.asarray(images.levels[:num]), jnp.asarray(images.labels)[:num]
     x = data.dequantize(key_data, levels, images.num_levels, dtype=jnp.float32)
 
@@ -227,31 +216,52 @@ def bits_per_dim(config: Any, model: image_model.Recipe, params: PyTree, digits:
     return jnp.mean(bits)
 
 
-def prior_nats(config: Any, model: image_model.Recipe, params: PyTree, digits: Digits) -> Array:
+def prior_nats(problem: ImagesProblem, member: Member, params: PyTree) -> Array:
     """Return the mean over held-out images of KL(q(x_T | x_0), N(0, sigma_T^2 I)), in nats."""
-    return jnp.mean(variational.prior_divergence(model.process, jnp.asarray(digits.real)))
+    process = sampling.make_process(member)
+    return jnp.mean(variational.prior_divergence(process, jnp.asarray(problem.digits.real)))
 
 
-def judge_samples(name: str, how: Config, x: np.ndarray, digits: Digits) -> float:
-    """Return a measure of samples (N, D)."""
-    x = np.clip(x, -3.0, 3.0)
-    if name == "frechet":
-        return metrics.frechet(x, digits.real)
-    if name == "readable":
-        return float((digits.reader.predict(x) == asked_labels(how, digits.train)).mean())
-    return float(abs(x.mean(dtype=np.float64) - digits.real.mean(dtype=np.float64)))
+def frechet(problem: ImagesProblem, config: Config, seed: int, samples: np.ndarray) -> float:
+    """Return the Fréchet distance of samples (N, H, W, C) and the held-out images."""
+    return metrics.frechet(as_rows(samples), problem.digits.real)
 
 
-WORLD = World(
-    Config,
-    sampling.NUMBERS | {"gamma", "sigma_data"},
-    sampling.SAMPLING | {"guidance_scale"},
-    MEASURES,
-    check,
-    problem,
-    unread,
-    {
-        "loss": "images are trained by denoising alone: vary `prediction`, `loss_on`, `weighting`.",
-        "target": "the data are `data`.",
-    },
-)
+def readable(problem: ImagesProblem, config: Config, seed: int, samples: np.ndarray) -> float:
+    """Return the share of samples that a classifier reads as the label that was asked for."""
+    read = problem.digits.reader.predict(as_rows(samples))
+    return float((read == asked_labels(config, problem.digits.train)).mean())
+
+
+def brightness_gap(problem: ImagesProblem, config: Config, seed: int, samples: np.ndarray) -> float:
+    """Return how far the mean level of samples is from that of the held-out images."""
+    real = problem.digits.real
+    return float(abs(as_rows(samples).mean(dtype=np.float64) - real.mean(dtype=np.float64)))
+
+
+def as_rows(samples: np.ndarray) -> np.ndarray:
+    """Return samples (N, H, W, C) as rows (N, D) that a diverged run leaves finite too."""
+    rows = np.nan_to_num(samples.reshape(len(samples), -1), posinf=1e6, neginf=-1e6)
+    return np.clip(rows, -3.0, 3.0)
+
+
+SAMPLES = frozenset(("num_samples",))
+"""What measures of samples read besides the sampling fields."""
+MEASURES = {
+    "bits_per_dim": Measure(
+        "held-out bits per dimension", of_model=bits_per_dim, reads=sampling.LIKELIHOOD
+    ),
+    "prior_nats": Measure("mismatch of x_T and the prior, nats", of_model=prior_nats),
+    "frechet": Measure("Fréchet distance of samples", of_samples=frechet, reads=SAMPLES),
+    "readable": Measure(
+        "samples read as their label", of_samples=readable, reads=SAMPLES, higher_is_better=True
+    ),
+    "brightness_gap": Measure(
+        "error of the samples' mean level", of_samples=brightness_gap, reads=SAMPLES
+    ),
+}
+NOTES = {
+    "loss": "images are trained by denoising alone: vary `prediction`, `loss_on`, `weighting`.",
+    "target": "the data are `data`.",
+}
+WORLD = World(Config, MEASURES, check, ImagesProblem, unread, meant, NOTES)

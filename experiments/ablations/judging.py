@@ -1,6 +1,6 @@
 """Carry out a group: train it, sample each run as its sampling axes say, and measure."""
 
-import dataclasses
+import functools
 import math
 import os
 import platform
@@ -10,8 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.ablations import training
-from experiments.ablations.definition import Ablation, Group, row_hash
+from experiments.ablations.definition import SEED, Ablation, Group, row_hash
+from experiments.ablations.fields import replaced
 from experiments.ablations.world import Problem
 from jaxdiff.training import run as runs
 
@@ -42,7 +45,7 @@ def run_group(
         rows.append(
             {
                 **row,
-                "hash": row_hash(ablation, dataclasses.replace(group.config, **row)),
+                "hash": row_hash(ablation, replaced(group.config, row)),
                 **{name: _number(value[i], trained.finite[i]) for name, value in values.items()},
                 "nfe": nfe,
                 "train_flops": trained.flops,
@@ -65,24 +68,34 @@ def _measure(
     tick: Callable[[int], None],
 ) -> list[tuple[int | None, dict[str, Any]]]:
     """Return, for each sampling, the calls a sample and the values (M,) by measure."""
-    known = ablation.world.measures
-    sampled = any(known[name].sampled for name in ablation.measures)
-    of_model: dict[tuple[str, float | None], Any] = {}
+    world, members = ablation.world, trained.members
+    measures = {name: world.measures[name] for name in ablation.measures}
+    sampled = any(measure.sampled for measure in measures.values())
+    programs = {
+        name: members.map(functools.partial(measure.of_model, problem))
+        for name, measure in measures.items()
+        if measure.of_model is not None
+    }
+    draw = members.map(problem.draw)
+    of_model: dict[float | None, dict[str, Any]] = {}
     found = []
     for sampling in group.samplings:
-        how = dataclasses.replace(trained.members.config, **sampling)
-        params = training.average_of(trained, how.average)
-        samples = problem.draw(how, trained.members, params) if sampled else None
-        values = {}
-        for name in ablation.measures:
+        average = replaced(members.config, sampling).average
+        how = replaced(members.config, {f: v for f, v in sampling.items() if f in world.sampling})
+        params = training.average_of(trained, average)
+        samples = np.asarray(draw(how, params)) if sampled else np.zeros(0)
+        known, values = of_model.setdefault(average, {}), {}
+        for name, measure in measures.items():
             tick(0)
-            args = name, how, trained.members, params, samples
-            if known[name].sampled:
-                values[name] = problem.measure(*args)
-            else:  # the same however the run is sampled
-                if (name, how.average) not in of_model:
-                    of_model[name, how.average] = problem.measure(*args)
-                values[name] = of_model[name, how.average]
+            if measure.of_samples is not None:
+                values[name] = [
+                    measure.of_samples(problem, how, member[SEED], x)
+                    for member, x in zip(group.members, samples, strict=True)
+                ]
+                continue
+            if name not in known:  # the same however the run is sampled
+                known[name] = np.asarray(programs[name](members.config, params)).tolist()
+            values[name] = known[name]
         found.append((problem.calls(how) if sampled else None, values))
     return found
 

@@ -2,35 +2,26 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.ablations import sampling
-from experiments.ablations.training import Members
-from experiments.ablations.world import Measure, Problem, World
+from experiments.ablations.world import SEED, Measure, World, member_of
+from experiments.ablations.world import Member as MemberOf
 from experiments.common.command import Refusal
-from experiments.common.options import Share
-from experiments.common.targets import make_target
+from experiments.common.options import Role, Share
+from experiments.common.targets import TargetName, make_target
 from experiments.toy2d import model as toy2d
-from jaxdiff import likelihood, metrics, timesteps
-from jaxdiff.training import throughput
+from jaxdiff import likelihood, metrics, sample, samplers, timesteps
 from jaxdiff.typing import Array, Batch, LossFn, PyTree
 
 LEVELS = tuple(range(-6, 11))
 """Log-SNRs at which the score is judged."""
 PATH_STEPS = 64
 """Euler steps of the paths whose bend is taken."""
-
-MEASURES = {
-    "score_error": Measure("squared error of the score, times sigma^2"),
-    "nll_gap": Measure("NLL above the entropy, nats"),
-    "wasserstein": Measure("sliced Wasserstein distance of samples", sampled=True),
-    "bend": Measure("variance of the velocity along a path"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +32,16 @@ class Config(toy2d.Config, sampling.Swept):
     """Distribution of training times: uniform between two log-SNRs, or in t."""
     more_ema_decays: tuple[float, ...] = ()
     """Decays of further averages to keep."""
-    ema_decay: Share = dataclasses.field(default=cast(float, None))
+    ema_decay: Annotated[Share, Role.NUMBER] = dataclasses.field(default=cast(float, None))
     """Decay of the moving average; unless given, 1 - 10 / `num_steps`, which forgets the start."""
 
     def __post_init__(self) -> None:
         if self.ema_decay is None:
             decay = max(0.0, 1.0 - 10.0 / max(self.num_steps, 1))
             object.__setattr__(self, "ema_decay", decay)
+
+
+Member = MemberOf[Config]
 
 
 def unread(config: Config) -> dict[str, str]:
@@ -57,6 +51,7 @@ def unread(config: Config) -> dict[str, str]:
         found["loss_on"] = f"loss {config.loss} says itself whose error is averaged"
     if config.loss == "elbo":
         found["times"] = "loss elbo draws its own times"
+        found.pop("log_snr_high", None)  # where they begin
         if config.prediction not in ("eps", "score"):
             found["log_snr_low"] = found["times"]
     return found
@@ -70,79 +65,61 @@ def check(config: Config) -> None:
         raise Refusal(f"loss explicit needs the score, which target {config.target} hides.")
 
 
-def problem(config: Config) -> Problem:
-    """Make the problem of a group."""
-    compiled: dict[Any, Any] = {}
+class PlaneProblem:
+    """What the members of a group share; a `Problem`."""
 
-    def build(config: Config) -> toy2d.Model:
-        return toy2d.build_model(config, sampling.make_process(config))
+    def __init__(self, config: Config) -> None:
+        self.config = config
 
-    def batch(config: Any, table: PyTree, step: Array) -> Batch:
-        key = jax.random.fold_in(jax.random.fold_in(config.seed, 1), step)
-        return {"x0": build(config).target.sample(key, config.batch_size)}
+    def build(self, member: Member) -> toy2d.Model:
+        """Make a member's target, network and process."""
+        return toy2d.build_model(member.config, sampling.make_process(member), member.key)
 
-    def loss(config: Config) -> LossFn:
-        times = timesteps.draw_stratified() if config.times == "stratified" else None
-        return toy2d.build_loss(config, build(config), times)
+    def init_params(self, member: Member) -> PyTree:
+        """Return a member's initial parameters."""
+        return self.build(member).init_params()
 
-    def draw(how: Config, members: Members, params: PyTree) -> np.ndarray:
-        def of_one(config: Any, params: PyTree) -> Array:
-            config = _sampled_by(how, config)
-            model, key = build(config), jax.random.fold_in(config.seed, 2)
-            shape = (config.eval_points, 2)
-            return sampling.draw(config, model.process, model.denoiser(params), key, shape)
+    def loss(self, member: Member) -> LossFn:
+        """Return a member's loss."""
+        times = timesteps.draw_stratified() if member.config.times == "stratified" else None
+        return toy2d.build_loss(member.config, self.build(member), times)
 
-        key = how.sampler, how.sample_steps
-        return np.asarray(members.map_once(compiled, key, of_one)(params))
+    def table(self, config: Config) -> PyTree:
+        """Return nothing: draws are fresh."""
+        return ()
 
-    def measure(
-        name: str, how: Config, members: Members, params: PyTree, samples: np.ndarray | None
-    ) -> Sequence[float]:
-        if name == "wasserstein":
-            assert samples is not None
-            return _wasserstein(members, samples)
-        of_one = {"score_error": score_error, "nll_gap": nll_gap, "bend": bend}[name]
-        mapped = members.map_once(
-            compiled, name, lambda config, p: of_one(config, build(config), p)
-        )
-        return np.asarray(mapped(params)).tolist()
+    def batch(self, member: Member, table: PyTree, step: Array) -> Batch:
+        """Return the batch of a step."""
+        key = jax.random.fold_in(jax.random.fold_in(member.key, 1), step)
+        return {"x0": self.build(member).target.sample(key, member.config.batch_size)}
 
-    def calls(how: Config) -> int:
-        return sampling.calls(how)
+    def draw(self, member: Member, params: PyTree) -> Array:
+        """Return samples (N, 2), drawn as the member's config says."""
+        model, key = self.build(member), jax.random.fold_in(member.key, 2)
+        shape = (member.config.eval_points, 2)
+        return sampling.draw(member.config, model.process, model.denoiser(params), key, shape)
 
-    def call_flops() -> float | None:
-        model = build(config)
-        x = jax.ShapeDtypeStruct((config.eval_points, 2), jnp.float32)
-        params = jax.eval_shape(model.init_params)
-        whole = throughput.count_flops(lambda p, x: model.apply(p, x, jnp.float32(0.5)), params, x)
-        return None if whole is None else whole / config.eval_points
+    def calls(self, config: Config) -> int:
+        """Return the evaluations of the network that a sample takes."""
+        return sampling.calls(config)
 
-    return Problem(
-        lambda config: build(config).init_params(),
-        loss,
-        lambda config: (),
-        batch,
-        measure,
-        draw,
-        calls,
-        call_flops,
-    )
-
-
-def _sampled_by(how: Config, config: Any) -> Any:
-    return dataclasses.replace(config, sampler=how.sampler, sample_steps=how.sample_steps)
+    def call_flops(self) -> float | None:
+        """Return the operations of one evaluation for one sample, None where unknown."""
+        model = self.build(member_of(self.config, {SEED: np.uint32(self.config.seed)}))
+        return sampling.call_flops(model, (self.config.eval_points, 2))
 
 
 # --- Measures -------------------------------------------------------------------------------
 
 
-def score_error(config: Any, model: toy2d.Model, params: PyTree) -> Array:
+def score_error(problem: PlaneProblem, member: Member, params: PyTree) -> Array:
     """Return the mean of sigma^2 ||s_hat - s||^2 / D over points of q(x_t), evenly in log-SNR."""
+    config, model = member.config, problem.build(member)
     mixture, process = model.target.mixture, model.process
     if mixture is None:
         raise Refusal(f"score_error needs the score, which target {config.target} hides.")
     denoise, exact = model.denoiser(params), mixture.denoiser(process)
-    key = jax.random.fold_in(config.seed, 3)
+    key = jax.random.fold_in(member.key, 3)
 
     def at(level: Array, key: Array) -> Array:
         t = process.time_of_log_snr(level)
@@ -158,11 +135,12 @@ def score_error(config: Any, model: toy2d.Model, params: PyTree) -> Array:
     )
 
 
-def nll_gap(config: Any, model: toy2d.Model, params: PyTree) -> Array:
+def nll_gap(problem: PlaneProblem, member: Member, params: PyTree) -> Array:
     """Return the mean of log p - log p_model over fresh draws, in nats."""
+    config, model = member.config, problem.build(member)
     if model.target.log_prob is None:
         raise Refusal(f"nll_gap needs the density, which target {config.target} hides.")
-    x = model.target.sample(jax.random.fold_in(config.seed, 4), config.eval_points)
+    x = model.target.sample(jax.random.fold_in(member.key, 4), config.eval_points)
     log_prob, _ = likelihood.log_prob(
         model.process,
         sampling.bounded(config, model.process, model.denoiser(params)),
@@ -174,36 +152,42 @@ def nll_gap(config: Any, model: toy2d.Model, params: PyTree) -> Array:
     return jnp.mean(model.target.log_prob(x) - log_prob)
 
 
-def bend(config: Any, model: toy2d.Model, params: PyTree) -> Array:
+def bend(problem: PlaneProblem, member: Member, params: PyTree) -> Array:
     """Return how far from straight paths are: E int ||v - mean v||^2 dt / D; 0 if so.
 
     Source: Liu et al. 2023 (arXiv:2209.03003), section 2.2, the straightness S(Z).
     """
-    how = dataclasses.replace(config, sampler="euler", sample_steps=PATH_STEPS)
-    key_start, key_path = jax.random.split(jax.random.fold_in(config.seed, 5))
-    x_T = model.process.prior_sample(key_start, (config.eval_points, 2))  # noqa: N806
-    denoise = model.denoiser(params)
-    _, path = sampling.run(how, model.process, denoise, key_path, x_T, collect=lambda x: x)
+    config, model = member.config, problem.build(member)
+    process = model.process
+    key_start, key_path = jax.random.split(jax.random.fold_in(member.key, 5))
+    x_T = process.prior_sample(key_start, (config.eval_points, 2))  # noqa: N806
+    sampler = samplers.euler(process, sampling.bounded(config, process, model.denoiser(params)))
+    ts = timesteps.uniform(process, PATH_STEPS)
+    _, path = sample(key_path, sampler, x_T, ts, collect=lambda x: x)
     velocity = jnp.diff(jnp.concatenate([x_T[None], path]), axis=0) * PATH_STEPS
     return jnp.mean(jnp.var(velocity, axis=0))
 
 
-def _wasserstein(members: Members, samples: np.ndarray) -> list[float]:
-    @functools.partial(jax.jit, static_argnums=1)
-    def exact(seed: Array, num: int) -> Array:
-        target = make_target(members.config.target)
-        return target.sample(jax.random.fold_in(jax.random.key(seed), 6), num)
-
-    key = jax.random.key(0)
-    return [
-        metrics.sliced_wasserstein(key, x, exact(seed, len(x)))
-        for seed, x in zip(members.numbers["seed"], samples, strict=True)
-    ]
+def wasserstein(problem: PlaneProblem, config: Config, seed: int, samples: np.ndarray) -> float:
+    """Return the sliced Wasserstein distance of samples (N, 2) and as many fresh draws."""
+    fresh = _fresh(config.target, np.uint32(seed), len(samples))
+    return metrics.sliced_wasserstein(jax.random.key(0), samples, fresh)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _fresh(target: TargetName, seed: Array, num: int) -> Array:
+    return make_target(target).sample(jax.random.fold_in(jax.random.key(seed), 6), num)
+
+
+MEASURES = {
+    "score_error": Measure("squared error of the score, times sigma^2", of_model=score_error),
+    "nll_gap": Measure("NLL above the entropy, nats", of_model=nll_gap, reads=sampling.LIKELIHOOD),
+    "wasserstein": Measure("sliced Wasserstein distance of samples", of_samples=wasserstein),
+    "bend": Measure("variance of the velocity along a path", of_model=bend),
+}
 NOTES = {
     "network": "there is one network in the plane, an MLP: vary `width` and `depth`.",
     "weighting": "losses in the plane are not weighted; images have `weighting`.",
     "schedule": "the learning rate always falls by a cosine here; images have `schedule`.",
 }
-WORLD = World(Config, sampling.NUMBERS, sampling.SAMPLING, MEASURES, check, problem, unread, NOTES)
+WORLD = World(Config, MEASURES, check, PlaneProblem, unread, sampling.meant, NOTES)

@@ -71,8 +71,8 @@ class Table(NamedTuple):
 
     def repeats(self, name: str) -> frozenset[str]:
         """Return the fields that a measure does not see: those that a run is sampled by."""
-        measure, sampling = self.ablation.world.measures[name], self.ablation.world.sampling
-        return frozenset() if measure.sampled else sampling - {"average"}
+        world = self.ablation.world
+        return frozenset() if world.measures[name].sampled else world.sampling
 
     def name_of(self, cell: Cell, measure: str | None = None) -> str:
         """Return what tells a cell from others, for readers."""

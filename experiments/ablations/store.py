@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.ablations.definition import SEED, Ablation, Group, groups, row_hash
-from experiments.ablations.fields import as_json, defaults
+from experiments.ablations.fields import as_json, defaults, replaced
 from experiments.ablations.judging import Result
 from experiments.ablations.results import COSTS
+from experiments.common import options
 from experiments.common.command import Refusal
 from jaxdiff import files
 from jaxdiff.training.run import config_hash, random_numbers
@@ -116,26 +117,25 @@ def as_there(
 ) -> Ablation:
     """Return an ablation as a folder that holds it has it.
 
-    Fields of configs that were added since, and are at their defaults, do not make it another; the
-    folder's rows are hashed without them.
+    A field of configs that a record lacks, because it was added since, means its default; the
+    folder's rows are hashed by those that there were.
 
     Raises:
         Refusal: if the folder holds another one, naming each field that differs.
     """
     known = {f"base.{field}": value for field, value in defaults(ablation.world.config).items()}
-    added = {k for k in asked.keys() - old.keys() if k in known and asked[k] == known[k]}
-    counted = [k for k in {**old, **asked} if k not in added and k != RANDOM]
-    names = [k for k in counted if old.get(k) != asked.get(k)]
+    there, here = {**known, **old}, {**known, **asked}
+    names = [k for k in {**old, **asked} if k != RANDOM and there.get(k) != here.get(k)]
     if names:
-        fields = "\n".join(f"  {k}: there {old.get(k)}, asked {asked.get(k)}" for k in names)
+        fields = "\n".join(f"  {k}: there {there.get(k)}, asked {here.get(k)}" for k in names)
         raise Refusal(
             f"{directory} holds another ablation:\n{fields}\n"
             "Ask for the same to go on with it, or take another --run-dir."
         )
-    if not added:
-        return ablation
-    there = {SEED} | {k.removeprefix("base.") for k in old if k.startswith("base.")}
-    return dataclasses.replace(ablation, hashed=frozenset(there))
+    later = options.later_defaults(ablation.world.config)
+    held = {k.removeprefix("base."): v for k, v in old.items() if k.startswith("base.")}
+    counted = {k for k, v in held.items() if k not in later or v == as_json(later[k])}
+    return dataclasses.replace(ablation, hashed=frozenset({SEED} | counted))
 
 
 def check_random(directory: Path, record: Mapping[str, Any]) -> None:
@@ -219,7 +219,7 @@ def _wrong(result: Any, ablation: Ablation, group: Group) -> str | None:
     if len(result["rows"]) != len(wanted):
         return f"it holds {len(result['rows'])} rows for {len(wanted)}"
     for row, values in zip(result["rows"], wanted, strict=True):
-        config = dataclasses.replace(group.config, **values)
+        config = replaced(group.config, values)
         needed = {**as_json(values), "hash": row_hash(ablation, config)}
         if not isinstance(row, dict) or any(row.get(k) != v for k, v in needed.items()):
             return "its rows are not those of this group"

@@ -5,10 +5,10 @@ have. Steps are a loop on the device, called for a part of them at a time, so th
 between two calls; how many make a part changes no number.
 """
 
-import dataclasses
+import functools
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,12 @@ import numpy as np
 import optax
 
 from experiments.ablations.definition import SEED, Group
-from experiments.ablations.world import Problem
+from experiments.ablations.fields import replaced
+from experiments.ablations.world import Member, Problem, RunConfig, member_of
 from experiments.common import fitting
+from experiments.common.evaluations import MAIN
 from jaxdiff import training
+from jaxdiff.training import ema
 from jaxdiff.typing import Array, PyTree
 
 SECONDS_A_CALL = 2.0
@@ -30,31 +33,27 @@ class Members(NamedTuple):
 
     Attributes:
         config: what they share.
-        numbers: what each has of its own, (M,) by field; traced where they run.
+        own: what each has of its own, (M,) by field, the seed among them.
     """
 
-    config: Any
-    numbers: dict[str, Array]
+    config: RunConfig
+    own: dict[str, Array]
 
-    def map(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `fn(config, *trees)` of all members, compiled; trees have a leading axis of M."""
+    def map(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """Return ``mapped(config, *trees)``, that is `fn(member, *trees)` of all members.
 
-        def of_one(numbers: dict[str, Array], *trees: PyTree) -> Any:
-            return fn(self.of(numbers), *trees)
+        Trees have a leading axis of M. A program is made for each config, and for nothing less: a
+        field that configs gain cannot be given the program of another value.
+        """
 
-        mapped = jax.jit(jax.vmap(of_one))
-        return lambda *trees: mapped(self.numbers, *trees)
+        @functools.partial(jax.jit, static_argnums=0)
+        def mapped(config: RunConfig, own: dict[str, Array], trees: tuple[PyTree, ...]) -> PyTree:
+            def of_one(own: dict[str, Array], trees: tuple[PyTree, ...]) -> PyTree:
+                return fn(member_of(config, own), *trees)
 
-    def map_once(self, compiled: dict[Any, Any], key: Any, fn: Callable[..., Any]) -> Any:
-        """Return what :meth:`map` does, kept under a key that says all that `fn` depends on."""
-        if key not in compiled:
-            compiled[key] = self.map(fn)
-        return compiled[key]
+            return jax.vmap(of_one)(own, trees)
 
-    def of(self, numbers: dict[str, Any]) -> Any:
-        """Return the config of one member: its numbers, and a key in place of its seed."""
-        key = jax.random.key(numbers[SEED])
-        return dataclasses.replace(self.config, **{**numbers, SEED: key})
+        return lambda config, *trees: mapped(config, self.own, trees)
 
 
 class Trained(NamedTuple):
@@ -78,16 +77,15 @@ class Trained(NamedTuple):
 def members_of(group: Group) -> Members:
     """Return the members of a group."""
     config = group.config
-    config = dataclasses.replace(config, decay_steps=config.decay_steps or config.num_steps)
-    fields = group.members[0]
-    numbers = {
+    config = replaced(config, {"decay_steps": config.decay_steps or config.num_steps})
+    own = {
         field: jnp.asarray(
             [member[field] for member in group.members],
             jnp.uint32 if field == SEED else jnp.float32,
         )
-        for field in fields
+        for field in group.members[0]
     }
-    return Members(config, numbers)
+    return Members(config, own)
 
 
 def train(
@@ -102,32 +100,20 @@ def train(
     """
     members = members_of(group)
     num_steps = members.config.num_steps
-    concrete = [dataclasses.replace(members.config, **member) for member in group.members]
-    tables = jax.tree.map(lambda *rows: np.stack(rows), *map(problem.table, concrete))
+    whole = [replaced(members.config, member) for member in group.members]
+    tables = jax.tree.map(lambda *rows: np.stack(rows), *map(problem.table, whole))
 
-    def start(config: Any) -> training.TrainState:
-        decays = fitting.ema_decays(config)
-        return training.init(problem.init_params(config), build_optimizer(config), ema_decay=decays)
-
-    def advance(
-        numbers: dict[str, Array], state: PyTree, table: PyTree, first: Array, last: Array
-    ) -> PyTree:
-        config = members.of(numbers)
-        update = training.make_update(
-            problem.loss(config),
-            build_optimizer(config),
-            ema_decay=fitting.ema_decays(config),
-        )
-
-        def body(step: Array, state: PyTree) -> PyTree:
-            return update(state, config.seed, problem.batch(config, table, step))[0]
-
-        return jax.lax.fori_loop(first, last, body, state)
+    def start(member: Member[RunConfig]) -> training.TrainState:
+        decays = ema_decays(member)
+        return training.init(problem.init_params(member), build_optimizer(member), ema_decay=decays)
 
     began = time.perf_counter()
-    state = members.map(start)()
-    mapped = jax.jit(jax.vmap(advance, in_axes=(0, 0, 0, None, None)), donate_argnums=1)
-    lowered = mapped.lower(members.numbers, state, tables, 0, 1)
+    state = members.map(start)(members.config)
+    mapped = jax.jit(
+        jax.vmap(_advance(problem, members.config), in_axes=(0, 0, 0, None, None)),
+        donate_argnums=1,
+    )
+    lowered = mapped.lower(members.own, state, tables, 0, 1)
     flops = (lowered.cost_analysis() or {}).get("flops")
     run = lowered.compile()
     compiled = time.perf_counter()
@@ -135,7 +121,7 @@ def train(
     while done < num_steps:
         before = time.perf_counter()
         stop = min(done + part, num_steps)
-        state = jax.block_until_ready(run(members.numbers, state, tables, done, stop))
+        state = jax.block_until_ready(run(members.own, state, tables, done, stop))
         tick(stop - done)
         rate = (stop - done) / (time.perf_counter() - before)
         done, part = stop, max(1, int(SECONDS_A_CALL * rate))
@@ -150,10 +136,37 @@ def train(
     )
 
 
-def build_optimizer(config: Any) -> optax.GradientTransformation:
-    """Make the optimizer of experiments.common.fitting, whose learning rate may be traced."""
-    unit = fitting.build_optimizer(dataclasses.replace(config, learning_rate=1.0))
-    return optax.chain(unit, optax.scale(config.learning_rate))
+def _advance(problem: Problem, config: RunConfig) -> Callable[..., PyTree]:
+    """Return what takes a member's state from one step to another."""
+
+    def advance(
+        own: dict[str, Array], state: PyTree, table: PyTree, first: Array, last: Array
+    ) -> PyTree:
+        member = member_of(config, own)
+        update = training.make_update(
+            problem.loss(member), build_optimizer(member), ema_decay=ema_decays(member)
+        )
+
+        def body(step: Array, state: PyTree) -> PyTree:
+            return update(state, member.key, problem.batch(member, table, step))[0]
+
+        return jax.lax.fori_loop(first, last, body, state)
+
+    return advance
+
+
+def build_optimizer(member: Member[RunConfig]) -> optax.GradientTransformation:
+    """Make the optimizer of experiments.common.fitting, of a member's own numbers."""
+    numbers = member.numbers
+    of_one = fitting.build_schedule(replaced(member.config, {"learning_rate": 1.0}))
+    unit = fitting.adamw(of_one, numbers["clip_norm"], numbers["weight_decay"])
+    return optax.chain(unit, optax.scale(numbers["learning_rate"]))
+
+
+def ema_decays(member: Member[RunConfig]) -> ema.EmaDecay:
+    """Return the decays of experiments.common.fitting, the first being a member's own."""
+    decays, own = fitting.ema_decays(member.config), member.numbers["ema_decay"]
+    return {**decays, MAIN: own} if isinstance(decays, Mapping) else own
 
 
 def average_of(trained: Trained, average: float | None) -> PyTree:

@@ -68,9 +68,16 @@ NONFINITE = "nonfinite.json"
 
 def build_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     """AdamW with warm-up, the schedule that the config names, and clipped gradients."""
+    return adamw(build_schedule(config), config.clip_norm, config.weight_decay)
+
+
+def adamw(
+    schedule: optax.Schedule, clip_norm: Any, weight_decay: Any
+) -> optax.GradientTransformation:
+    """AdamW of clipped gradients, whose numbers may be traced."""
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(build_schedule(config), b2=0.99, weight_decay=config.weight_decay),
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(schedule, b2=0.99, weight_decay=weight_decay),
     )
 
 

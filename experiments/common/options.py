@@ -4,10 +4,13 @@ A field's type says what kind of value it takes, and `Annotated` with a `Within`
 bounds its numbers lie, one by one where it takes several:
 
     batch_size: Annotated[int, Within(1)] = 64
+
+What a field is to many runs side by side is said there too, by a `Role`.
 """
 
 import contextlib
 import dataclasses
+import enum
 import functools
 import math
 import re
@@ -43,6 +46,20 @@ class Within(NamedTuple):
         return f"in [{self.low:.10g}, {self.high:.10g}{')' if self.below else ']'}"
 
 
+class Role(enum.Enum):
+    """What a field is to runs side by side; one without a role changes their program.
+
+    Attributes:
+        NUMBER: it changes numbers, but neither shapes nor program, and may be traced.
+        SAMPLING: a trained run is sampled by it.
+        AVERAGE: it chooses among the averages that a trained run leaves.
+    """
+
+    NUMBER = "number"
+    SAMPLING = "sampling"
+    AVERAGE = "average"
+
+
 LATER = "later"
 """What marks a field that :func:`later` made."""
 
@@ -74,6 +91,12 @@ def later_defaults(config_type: Any) -> dict[str, Any]:
     """Return the defaults of the fields that a config did not always have, by name."""
     fields = dataclasses.fields(config_type)
     return {field.name: field.default for field in fields if LATER in field.metadata}
+
+
+def with_role(config_type: Any, role: Role) -> frozenset[str]:
+    """Return the fields that have a role."""
+    hints = _hints(config_type)
+    return frozenset(f for f in hints if role in getattr(hints[f], "__metadata__", ()))
 
 
 def as_json(values: Mapping[str, Any]) -> dict[str, Any]:

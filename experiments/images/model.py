@@ -21,6 +21,7 @@ from experiments.common.options import (
     NaturalsOrNone,
     NotNegative,
     Positive,
+    Role,
     Seed,
     Share,
     Tolerance,
@@ -39,7 +40,7 @@ from jaxdiff import (
 )
 from jaxdiff.processes import Process
 from jaxdiff.training import ema
-from jaxdiff.typing import Apply, LossFn, PyTree
+from jaxdiff.typing import Apply, Key, LossFn, PyTree
 
 EvalExamples = Annotated[int, Within(2)]
 Components = Annotated[tuple[int, ...], Within(1, 256)]
@@ -103,17 +104,17 @@ class Config:
     """Updates in all; a larger number extends a run."""
     decay_steps: CountOrNone = None
     """Updates over which the learning rate decays; the first `num_steps` unless given."""
-    learning_rate: Positive = 2e-3
+    learning_rate: Annotated[Positive, Role.NUMBER] = 2e-3
     """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"
     """How the learning rate goes on after the warm-up."""
     warmup_steps: Natural = 100
     """Updates over which the learning rate rises."""
-    weight_decay: NotNegative = 0.01
+    weight_decay: Annotated[NotNegative, Role.NUMBER] = 0.01
     """Decoupled weight decay."""
-    clip_norm: Positive = 1.0
+    clip_norm: Annotated[Positive, Role.NUMBER] = 1.0
     """Gradients are scaled down to this global norm."""
-    ema_decay: Share = 0.99
+    ema_decay: Annotated[Share, Role.NUMBER] = 0.99
     """Decay of the moving average of the parameters, which samples and is judged."""
     more_ema_decays: tuple[float, ...] = ()
     """Decays of further averages to keep."""
@@ -125,9 +126,9 @@ class Config:
     """Relative and absolute tolerance of the likelihood's ODE; 1e-4 moves digits by 6e-4 bits."""
     mixture_components: Components = (4, 8, 10, 16)
     """Numbers of components that the Gaussian mixture is fitted with; none leaves it out."""
-    sample_steps: Count = 100
+    sample_steps: Annotated[Count, Role.SAMPLING] = 100
     """Steps of the DDIM samples in the report."""
-    sample_grid: Literal["uniform", "karras"] = options.later("uniform")
+    sample_grid: Annotated[Literal["uniform", "karras"], Role.SAMPLING] = options.later("uniform")
     """Times of all samples: equal steps of t, or the noise levels of EDM."""
     data_dir: str | None = None
     """Where data sets lie; the cache directory unless given. Of a folder of images, the folder."""
@@ -261,10 +262,16 @@ class Recipe(NamedTuple):
 
 
 def build_model(
-    config: Config, images: data.Images | data.Description, process: Process | None = None
+    config: Config,
+    images: data.Images | data.Description,
+    process: Process | None = None,
+    key: Key | None = None,
 ) -> Recipe:
-    """Make the network and the process, unless one is given; refuse what they refuse."""
-    make = image_network.maker(config, images)
+    """Make the network and the process, unless one is given; refuse what they refuse.
+
+    Initial parameters are those of the config's seed, unless a key is given.
+    """
+    make = image_network.maker(config, images, key)
     with options.naming(Config, **image_network.option_names(config)):
         init_params, apply = nn.deferred(make)
     process = PROCESSES[config.process]() if process is None else process

@@ -1,5 +1,6 @@
 """The network of a model of images, as a config says it."""
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,12 @@ from flax import nnx
 from experiments.common import options
 from experiments.common.command import Refusal
 from jaxdiff import data, nn
+from jaxdiff.typing import Key
 
 if TYPE_CHECKING:
     from experiments.images.model import Config
 
+NETWORKS: dict[str, Any] = {"dit": nn.DiT, "unet": nn.UNet}
 ARGUMENTS = {
     "dit": {"width": "width", "depth": "depth", "patch_size": "patch_size"},
     "unet": {"channels": "width", "num_blocks": "depth"},
@@ -25,8 +28,10 @@ CHOICES = {
 """For each network further fields, which are None where its own default is meant."""
 
 
-def maker(config: "Config", images: data.Images | data.Description) -> Callable[[], nnx.Module]:
-    """Return what makes the network.
+def maker(
+    config: "Config", images: data.Images | data.Description, key: Key | None = None
+) -> Callable[[], nnx.Module]:
+    """Return what makes the network, of the config's seed unless a key is given.
 
     Raises:
         Refusal: if a field is given that another network takes.
@@ -39,7 +44,7 @@ def maker(config: "Config", images: data.Images | data.Description) -> Callable[
     }
     chosen = {name: getattr(config, name) for name in CHOICES[config.network]}
     given |= {name: value for name, value in chosen.items() if value is not None}
-    network = {"dit": nn.DiT, "unet": nn.UNet}[config.network]
+    network = NETWORKS[config.network]
 
     def make() -> nnx.Module:
         return network(
@@ -48,11 +53,18 @@ def maker(config: "Config", images: data.Images | data.Description) -> Callable[
             dropout=config.dropout,
             remat=config.remat,
             dtype=jnp.dtype(config.dtype),
-            rngs=nnx.Rngs(config.seed),
+            rngs=nnx.Rngs(config.seed if key is None else key),
             **given,
         )
 
     return make
+
+
+def choices_of(config: "Config") -> dict[str, Any]:
+    """Return the further fields of the config's network, its own default in place of None."""
+    own = inspect.signature(vars(NETWORKS[config.network])["__init__"]).parameters
+    values = {name: getattr(config, name) for name in CHOICES[config.network]}
+    return {name: own[name].default if value is None else value for name, value in values.items()}
 
 
 def option_names(config: "Config") -> dict[str, str]:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from experiments.common.options import (
     Natural,
     NotNegative,
     Positive,
+    Role,
     Seed,
     Share,
     Tolerance,
@@ -71,23 +72,23 @@ class Config:
     """Updates in all; a larger number extends a run."""
     decay_steps: CountOrNone = None
     """Updates over which the learning rate decays; the first `num_steps` unless given."""
-    learning_rate: Positive = 1.5e-3
+    learning_rate: Annotated[Positive, Role.NUMBER] = 1.5e-3
     """Peak learning rate of AdamW."""
     warmup_steps: Natural = 100
     """Updates over which the learning rate rises."""
-    weight_decay: NotNegative = 1e-4
+    weight_decay: Annotated[NotNegative, Role.NUMBER] = 1e-4
     """Decoupled weight decay."""
-    clip_norm: Positive = 1.0
+    clip_norm: Annotated[Positive, Role.NUMBER] = 1.0
     """Gradients are scaled down to this global norm."""
-    ema_decay: Share = 0.9997
+    ema_decay: Annotated[Share, Role.NUMBER] = 0.9997
     """Decay of the moving average of the parameters, which samples and is judged."""
     eval_points: Count = 10_000
     """Fresh draws that the likelihood is taken of, and samples that are told from draws."""
     eval_tolerance: Tolerance = 1e-3
     """Relative and absolute tolerance of the likelihood's ODE."""
-    sampler: MethodName = "heun"
+    sampler: Annotated[MethodName, Role.SAMPLING] = "heun"
     """Method that draws the samples."""
-    sample_steps: Count = 50
+    sample_steps: Annotated[Count, Role.SAMPLING] = 50
     """Its steps."""
     grid_size: Count = 64
     """Points a side of the pictures of densities."""
@@ -137,11 +138,15 @@ class Model(NamedTuple):
         return denoisers.from_network(partial(self.apply, params), self.process, self.prediction)
 
 
-def build_model(config: Config, process: Process | None = None) -> Model:
-    """Make target, process unless one is given, and network; refuse what they refuse."""
+def build_model(config: Config, process: Process | None = None, key: Key | None = None) -> Model:
+    """Make target, process unless one is given, and network; refuse what they refuse.
+
+    Initial parameters are those of the config's seed, unless a key is given.
+    """
 
     def make() -> nnx.Module:
-        return nn.MLP(2, width=config.width, depth=config.depth, rngs=nnx.Rngs(config.seed))
+        rngs = nnx.Rngs(config.seed if key is None else key)
+        return nn.MLP(2, width=config.width, depth=config.depth, rngs=rngs)
 
     with options.naming(Config):
         init_params, apply = nn.deferred(make)
