@@ -17,7 +17,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,15 +28,18 @@ from experiments.common.averages import NO_CHOICE, Average
 from experiments.common.command import Refusal, refusing
 from experiments.common.devices import Devices, Running
 from experiments.common.methods import MethodName
-from experiments.common.options import CountOrNone, Within
 from experiments.images import data as image_data
 from experiments.images import report as digits_report
 from experiments.images import sample_folders as streaming
 from experiments.images import sources as image_sources
 from experiments.images.generator import make_generator
+from experiments.images.guided import Guidance, Weaker, guided_by
+from experiments.images.judging import Judging
 from experiments.images.model import (
     PRESETS,
     Config,
+    PresetName,
+    asked_again,
     build_loss,
     build_model,
     check,
@@ -54,38 +57,11 @@ from jaxdiff.training.export import export_params
 from jaxdiff.typing import Batch, PyTree
 
 
-@dataclasses.dataclass(frozen=True)
-class Judging:
-    """How a run is judged; what is not given is as at its training."""
-
-    eval_split: str | None = None
-    """The split that judges, such as validation."""
-    eval_examples: Annotated[int | None, Within(2)] = None
-    """Images of each split that the likelihood is taken of."""
-    eval_tolerance: Annotated[float | None, Within(1e-6, 1.0)] = None
-    """Relative and absolute tolerance of the likelihood's ODE."""
-    mixture_components: Annotated[tuple[int, ...] | None, Within(1, 256)] = None
-    """Numbers of components that the Gaussian mixture is fitted with; none leaves it out."""
-    sample_steps: CountOrNone = None
-    """Steps of the DDIM samples in the report."""
-    data_dir: str | None = None
-    """Where data sets lie now, or the folder of images."""
-
-    def of(self, config: Config) -> Config:
-        """Return the config of a run with what is given here."""
-        given = {
-            name: value
-            for name, value in dataclasses.asdict(self).items()
-            if value is not None and name != "eval_split"
-        }
-        return dataclasses.replace(config, **given)
-
-
 def train(
     run_dir: str,
     config: tyro.conf.OmitArgPrefixes[Config],
     running: tyro.conf.OmitArgPrefixes[Running],
-    preset: Literal["full", "smoke", "edm"] = "full",
+    preset: PresetName = "full",
     evaluate: bool = True,
     eval_split: str | None = None,
     quiet: bool = False,
@@ -93,11 +69,14 @@ def train(
     """Train a run or resume it, then evaluate and draw it.
 
     Args:
-        run_dir: Folder of the run; the same command on it resumes.
+        run_dir: Folder of the run. On one that is there, options that are not given are as its
+            record says: its folder alone resumes it, with a larger --num-steps extends it. How it
+            is carried out is not recorded.
         config: What the run is.
         running: How it is carried out.
-        preset: What options that are not given are set to; smoke runs all in a minute, and edm is
-            the design of EDM in process, preconditioning, weighting and times.
+        preset: What options that are not given are set to; given for a run that is there, all of
+            it counts as given. smoke runs all in a minute, and edm is the design of EDM in
+            process, preconditioning, weighting and times.
         evaluate: Judge the run at its end, unless a report of its last step is there.
         eval_split: The split that judges, such as validation; test unless given.
         quiet: Show no progress.
@@ -105,8 +84,9 @@ def train(
     check(config)
     config = image_sources.placed(config)
     running.start()
-    directory, moved = command.claim(run_dir), config.data_dir is None
+    directory = command.claim(run_dir)
     record = runs.read_record(directory)
+    moved = config.data_dir in (None, (record or {"config": {}})["config"].get("data_dir"))
     asked = to_record(resolved(config, record))
     reconciled = runs.reconcile(
         directory, asked, free=fitting.FREE, grows="num_steps", defaults=defaults()
@@ -118,8 +98,9 @@ def train(
     held_out = open_images(config, split, "--eval-split", recorded=moved) if evaluate else None
     image_data.check(config, images, held_out)
     with command.compiling_for(preset):
-        params = fit(config, images, directory, running, split=split, progress=not quiet)
-        if held_out is not None and distributed.any_of(not is_judged(config, directory, split)):
+        also = image_data.record(images, split) | {command.PRESET: preset}
+        params = fit(config, images, directory, running, also=also, progress=not quiet)
+        if held_out is not None and distributed.any_of(not is_judged(config, directory, held_out)):
             with refusing(OSError, say=f"--run-dir {directory} cannot be written: "):
                 digits_report.write(
                     config,
@@ -145,14 +126,14 @@ def resolved(config: Config, record: Mapping[str, Any] | None) -> Config:
     return dataclasses.replace(image_sources.placed(config), loss_on=loss_on)
 
 
-def is_judged(config: Config, directory: Path, split: str) -> bool:
+def is_judged(config: Config, directory: Path, held_out: data.Images) -> bool:
     """Tell whether there is a report of the last step and the main average; say what it has else.
 
     How it was judged may be another matter: `evaluate` decides that, and then it stays.
     """
     if not evaluations.is_judged(directory, config.num_steps):
         return False
-    others = evaluations.differing(directory, digits_report.settings(config, split))
+    others = evaluations.differing(directory, digits_report.settings(config, held_out))
     if others and distributed.is_main():
         said = f"The report there has {', '.join(others)}; `evaluate` makes another."
         print(said, file=sys.stderr)
@@ -165,10 +146,13 @@ def fit(
     directory: Path,
     running: Running,
     *,
-    split: str = image_data.SPLIT,
+    also: Mapping[str, Any] | None = None,
     progress: bool,
 ) -> PyTree:
-    """Train what is left of a run; return the averaged parameters."""
+    """Train what is left of a run; return the averaged parameters.
+
+    Its record also says `also`, by default what the data are.
+    """
     model = build_model(config, images)
 
     def batches_from(step: int) -> Iterator[Batch]:
@@ -196,7 +180,7 @@ def fit(
         progress=progress,
         running=running,
         indices_of=indices_of,
-        also=image_data.record(images, split),
+        also=image_data.record(images, image_data.SPLIT) if also is None else also,
     )
 
 
@@ -205,6 +189,7 @@ def sample(
     out: str,
     devices: tyro.conf.OmitArgPrefixes[Devices],
     average: tyro.conf.OmitArgPrefixes[Average],
+    guiding: tyro.conf.OmitArgPrefixes[Guidance],
     num: int = 64,
     sampler: MethodName = "ddim",
     num_steps: int = 50,
@@ -219,6 +204,7 @@ def sample(
         out: The PNG to write, or a folder, filled file by file: the same command goes on.
         devices: Which devices share the images; they are the same for any.
         average: Which parameters draw them.
+        guiding: Whether they lean towards their class.
         num: How many images.
         sampler: The method.
         num_steps: Steps from noise to data.
@@ -232,19 +218,21 @@ def sample(
     one_file = path.suffix.lower() == ".png"
     if path.suffix and not one_file:
         raise Refusal(f"--out must end in .png, or be a folder without an ending; got {out}.")
+    guiding.check()
     devices.start()
-    config, restored, params = restore(Path(run_dir), average)
-    images = describe(config, Path(run_dir))
+    directory = command.existing(run_dir)
+    with refusing(runs.RunError, say="The samples would be others: "):
+        runs.check_random(directory)
+    config, restored, params = restore(directory, average)
+    images = describe(config, directory)
+    guiding.check_label(config, images)
     num_classes = images.num_classes or 1
     asked = None if label is None else image_data.label_of(label, images)
     labels = np.arange(num) % num_classes if asked is None else np.full(num, asked)
+    record = runs.read_record(directory) or {}
+    model, params, guided = guided_by(guiding, weaker_of(guiding), config, params, images, record)
     generate = make_generator(
-        build_model(config, images),
-        images.shape,
-        sampler,
-        num_steps,
-        grid=config.sample_grid,
-        devices=devices.local(),
+        model, images.shape, sampler, num_steps, grid=config.sample_grid, devices=devices.local()
     )
 
     key = jax.random.key(seed)  # one for all files: what is new in a call is sent to the devices
@@ -259,16 +247,33 @@ def sample(
             plotting.save_sheet(path, draw(0, num))
         elif not one_file:
             record = {
-                "run": runs.config_hash(restored.config, free=fitting.FREE),
-                "step": restored.step,
+                **identity(restored),
                 **dataclasses.asdict(average),
                 "sampler": sampler,
                 "num_steps": num_steps,
                 "label": asked,
                 "seed": seed,
                 "num": num,
+                "guidance": guided,
             }
             streaming.write(path, record, draw, labels, progress=not quiet)
+
+
+def identity(restored: Restored) -> dict[str, Any]:
+    """Return what names a run and the step of a checkpoint."""
+    return {
+        "run": runs.config_hash(restored.config, free=fitting.FREE),
+        "step": restored.step,
+    }
+
+
+def weaker_of(guiding: Guidance) -> Weaker | None:
+    """Return the run that samples lean away from, None where they are to lean from none."""
+    if guiding.weaker_run is None:
+        return None
+    directory = Path(guiding.weaker_run)
+    config, restored, params = restore(directory, option="--weaker-run")
+    return Weaker(config, params, runs.read_record(directory) or {}, identity(restored))
 
 
 def evaluate(
@@ -367,8 +372,9 @@ def restore(
 
 def main(argv: list[str]) -> int:
     """Run the command line."""
+    config, preset = command.defaults_of(argv, PRESETS, asked_again)
     commands: dict[str, Callable[..., None]] = {
-        "train": functools.partial(train, config=command.preset_of(argv, PRESETS)),
+        "train": functools.partial(train, config=config, preset=preset),
         "sample": sample,
         "evaluate": evaluate,
         "export": export,

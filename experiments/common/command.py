@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -20,7 +20,11 @@ from jaxdiff.training.loop import STOPPED_EXIT_CODE, NotFinite, Stopped
 from jaxdiff.training.run import RunError
 
 REPORT = "report.md"
+PRESET = "preset"
+"""What config.json calls the preset that a run was begun with."""
 DATA_ERRORS = (NotPreparedError, UnreadableError)
+
+ConfigT = TypeVar("ConfigT")
 
 
 class Refusal(Exception):
@@ -88,13 +92,48 @@ def compiling_for(preset: str) -> Iterator[None]:
 
 def preset_of(argv: Sequence[str], presets: Mapping[str, Any]) -> Any:
     """Return the preset that `--preset` names, whose values the other options then change."""
-    name = next(iter(presets))
+    name = word_of(argv, "preset")
+    return presets.get(name or "", next(iter(presets.values())))
+
+
+def defaults_of(
+    argv: Sequence[str],
+    presets: Mapping[str, ConfigT],
+    asked_again: Callable[[Mapping[str, Any]], ConfigT],
+) -> tuple[ConfigT, Any]:
+    """Return what the options that are not given say, and the name of the preset that it is of.
+
+    That is what `--preset` names or, without it, what the run in `--run-dir` was begun with; in a
+    new folder the first preset. A record that cannot be read gives that too: the command then
+    refuses it, with its reasons.
+
+    Args:
+        argv: the command line.
+        presets: configs by name.
+        asked_again: makes the config of a record's "config", as a command line would ask for it.
+    """
+    name, first = word_of(argv, "preset"), next(iter(presets))
+    run_dir = word_of(argv, "run-dir")
+    if name is None and run_dir:
+        with contextlib.suppress(RunError, Refusal, TypeError, ValueError):
+            record = runs.read_record(Path(run_dir))
+            if record is not None:
+                begun = record.get(PRESET)
+                return asked_again(record["config"]), begun if begun in presets else first
+    chosen = name if name is not None and name in presets else first
+    return presets[chosen], chosen
+
+
+def word_of(argv: Sequence[str], option: str) -> str | None:
+    """Return what an option is given on a command line, None where it is not."""
+    found, names = None, [f"--{option}", f"--{option.replace('-', '_')}"]
     for i, word in enumerate(argv):
-        if word == "--preset" and i + 1 < len(argv):
-            name = argv[i + 1]
-        elif word.startswith("--preset="):
-            name = word.removeprefix("--preset=")
-    return presets.get(name, next(iter(presets.values())))
+        name, equals, value = word.partition("=")
+        if name in names and equals:
+            found = value
+        elif word in names and i + 1 < len(argv):
+            found = argv[i + 1]
+    return found
 
 
 def run(

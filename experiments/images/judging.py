@@ -1,16 +1,18 @@
 """The likelihood of images under a trained model, and under Gaussian mixtures, in bits."""
 
+import dataclasses
 import math
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import flows
+from experiments.common.options import CountOrNone, Within
 from experiments.images.model import Config, Recipe
 from jaxdiff import data, likelihood, numerics
 from jaxdiff.training import distributed, parallel
@@ -18,10 +20,48 @@ from jaxdiff.typing import Array, Key, PyTree
 
 CHUNK_NUMBERS = 2**17
 """Numbers (images times pixels) whose likelihood is solved for at once."""
-MIXTURE_IMAGES = 5000
-"""Training images at most that a mixture is fitted to."""
+EVAL_IMAGES, EVAL_NUMBERS = 297, 2**17
+"""Images at most whose likelihood is taken unless told otherwise, and numbers in them."""
+MIXTURE_IMAGES, MIXTURE_NUMBERS = 5000, 2**24
+"""Training images at most that a mixture is fitted to, and numbers in them."""
+MIXTURE_DIMS = 2**14
+"""Dimensions at most of any mixture: there would be fewer images than 1,024 to fit one to."""
 FULL_DIMS = 128
 """Dimensions at most of mixtures of full covariance; beyond, covariances are diagonal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """How a run is judged; what is not given is as at its training."""
+
+    eval_split: str | None = None
+    """The split that judges, such as validation."""
+    eval_examples: Annotated[int | None, Within(2)] = None
+    """Images of each split that the likelihood is taken of."""
+    eval_tolerance: Annotated[float | None, Within(1e-6, 1.0)] = None
+    """Relative and absolute tolerance of the likelihood's ODE."""
+    mixture_components: Annotated[tuple[int, ...] | None, Within(1, 256)] = None
+    """Numbers of components that the Gaussian mixture is fitted with; none leaves it out."""
+    sample_steps: CountOrNone = None
+    """Steps of the DDIM samples in the report."""
+    data_dir: str | None = None
+    """Where data sets lie now, or the folder of images."""
+
+    def of(self, config: Config) -> Config:
+        """Return the config of a run with what is given here."""
+        given = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if value is not None and name != "eval_split"
+        }
+        return dataclasses.replace(config, **given)
+
+
+def num_examples(config: Config, images: data.Images) -> int:
+    """Return of how many images of such a split the likelihood is taken, if there are so many."""
+    if config.eval_examples is not None:
+        return config.eval_examples
+    return max(2, min(EVAL_IMAGES, EVAL_NUMBERS // math.prod(images.shape)))
 
 
 class Judged(NamedTuple):
@@ -56,7 +96,7 @@ def judge(
     log p(x) from below, so that they can stand beside a mixture that knows no class.
     """
     key_test, key_train, key_probes, key_mixture = jax.random.split(key, 4)
-    count = min(config.eval_examples, len(test), len(train))
+    count = min(num_examples(config, test), len(test), len(train))
     x_test, labels_test = first_rows(key_test, test, count)
     x_train, labels_train = first_rows(key_train, train, count)
     results: dict[str, float] = {}
@@ -87,23 +127,51 @@ def judge(
     if not distributed.is_main():
         return Judged(results, "", notes)
     seed = int(jax.random.bits(key_mixture, dtype=jnp.uint16))
-    x_fit, said = mixture_rows(key_train, train, seed)
+    best, mixture = judge_mixture(config, key_train, train, x_test, seed, notes, progress)
+    return Judged(results | best, mixture, notes)
+
+
+def judge_mixture(
+    config: Config,
+    key: Key,
+    train: data.Images,
+    x_test: np.ndarray,
+    seed: int,
+    notes: list[str],
+    progress: bool,
+) -> tuple[dict[str, float], str]:
+    """Return the results of the best Gaussian mixture, if there is one, and what it is.
+
+    Args:
+        config: says with how many components it is fitted.
+        key: dequantises the training images.
+        train: the images to fit to.
+        x_test: the images that judge, (N, H, W, C).
+        seed: of which images, and of EM.
+        notes: grows by what could not be done.
+        progress: say on stderr what takes its time.
+    """
+    dims = math.prod(train.shape)
+    if dims > MIXTURE_DIMS:
+        notes.append(f"No mixture was fitted: images of {dims} numbers are too many for EM.")
+        return {}, ""
+    x_fit, said = mixture_rows(key, train, seed)
     fitting = [size for size in config.mixture_components if size <= len(x_fit)]
     if len(fitting) < len(config.mixture_components):
         notes.append(f"Mixtures of more components than the {len(x_fit)} images were not fitted.")
     if not fitting:
         notes.append("No mixture was fitted: none was asked for that can be.")
-        return Judged(results, "", notes)
+        return {}, ""
     say(f"Gaussian mixtures of {', '.join(map(str, fitting))} components", progress)
-    by_components = mixture_bits(x_fit, x_test, tuple(fitting), test.bin_width, seed)
+    by_components = mixture_bits(x_fit, x_test, tuple(fitting), train.bin_width, seed)
     if len(by_components) < len(fitting):
         notes.append("EM failed for some sizes of the mixture: a component collapsed.")
     if not by_components:
-        return Judged(results, "", notes)
+        return {}, ""
     best = min(by_components, key=by_components.__getitem__)
-    results |= {"mixture_bits_per_dim": by_components[best], "mixture_components": best}
+    results = {"mixture_bits_per_dim": by_components[best], "mixture_components": best}
     shape = "full" if is_full(x_test) else "diagonal"
-    return Judged(results, f"{best} components, {shape} covariance{said}", notes)
+    return results, f"{best} components, {shape} covariance{said}"
 
 
 def say(text: str, progress: bool) -> None:
@@ -214,11 +282,12 @@ def is_full(x: np.ndarray) -> bool:
 
 def mixture_rows(key: Key, images: data.Images, seed: int) -> tuple[np.ndarray, str]:
     """Return the images that a mixture is fitted to, dequantised, and what they are if not all."""
-    if len(images) <= MIXTURE_IMAGES:
+    most = max(1, min(MIXTURE_IMAGES, MIXTURE_NUMBERS // math.prod(images.shape)))
+    if len(images) <= most:
         return first_rows(key, images, len(images))[0], ""
-    rows = np.random.default_rng(seed).choice(len(images), MIXTURE_IMAGES, replace=False)
+    rows = np.random.default_rng(seed).choice(len(images), most, replace=False)
     levels = images.rows(np.sort(rows))["image"]
-    return dequantized(key, levels, images), f", {MIXTURE_IMAGES} random images"
+    return dequantized(key, levels, images), f", {most} random images"
 
 
 def first_rows(key: Key, images: data.Images, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,7 @@ from experiments.common.options import (
     Within,
 )
 from experiments.images import network as image_network
+from experiments.images.sources import FOLDER
 from experiments.images.sources import open_images as open_images
 from jaxdiff import (
     Model,
@@ -42,7 +43,7 @@ from jaxdiff.processes import Process
 from jaxdiff.training import ema
 from jaxdiff.typing import Apply, Key, LossFn, PyTree
 
-EvalExamples = Annotated[int, Within(2)]
+EvalExamples = Annotated[int | None, Within(2)]
 Components = Annotated[tuple[int, ...], Within(1, 256)]
 
 
@@ -120,8 +121,9 @@ class Config:
     """Decays of further averages to keep."""
     ema_stds: tuple[float, ...] = ()
     """Widths of power-function averages to keep, from which others follow afterwards."""
-    eval_examples: EvalExamples = 297
-    """Images of each split that the likelihood is taken of; two at least, for its error."""
+    eval_examples: EvalExamples = None
+    """Images of each split that the likelihood is taken of; two at least, for its error. Unless
+    given 297, and fewer of more than 441 numbers each: 131,072 numbers in all."""
     eval_tolerance: Tolerance = 1e-2
     """Relative and absolute tolerance of the likelihood's ODE; 1e-4 moves digits by 6e-4 bits."""
     mixture_components: Components = (4, 8, 10, 16)
@@ -138,6 +140,7 @@ class Config:
     """Updates between logged ones."""
 
 
+PresetName = Literal["full", "smoke", "edm"]
 PRESETS = {
     "full": Config(),
     "smoke": Config(
@@ -209,6 +212,21 @@ def from_record(record: Mapping[str, Any]) -> Config:
     config = Config(**values)
     check(config)
     return dataclasses.replace(config, decay_steps=config.decay_steps or config.num_steps)
+
+
+def asked_again(record: Mapping[str, Any]) -> Config:
+    """Return the config by which a command line would ask for the run of a record again.
+
+    Where its data lie is as recorded and not asked for; a folder of images is named by its path.
+
+    Raises:
+        Refusal: as :func:`from_record`.
+    """
+    config = from_record(record)
+    given: dict[str, Any] = {"decay_steps": record.get("decay_steps"), "data_dir": None}
+    if config.data == FOLDER and config.data_dir is not None:
+        given["data"] = config.data_dir
+    return dataclasses.replace(config, **given)
 
 
 def pixels(x: Any, num_levels: int) -> np.ndarray:

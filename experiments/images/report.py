@@ -16,7 +16,7 @@ from experiments.common.evaluations import MAIN
 from experiments.common.methods import METHODS, make_grid
 from experiments.images import data as image_data
 from experiments.images.generator import make_generator
-from experiments.images.judging import Judged, judge, make_bits_of, say
+from experiments.images.judging import Judged, judge, make_bits_of, num_examples, say
 from experiments.images.model import Config, Recipe, brightness, build_model, pixels
 from jaxdiff import data, forward, plotting, timesteps
 from jaxdiff.training import distributed
@@ -26,6 +26,8 @@ from jaxdiff.typing import Array, Key, PyTree
 __all__ = ["make_bits_of", "settings", "write"]
 
 PER_CLASS, MAX_CLASSES = 8, 20
+PATH_NUMBERS = 2**25
+"""Numbers at most, of all images at all times, that the figure of trajectories is drawn from."""
 
 
 def write(
@@ -78,16 +80,20 @@ def write(
     results["samples_per_second"] = draw(
         config, model, params, key_draw, test, directory, devices=devices
     )
-    of = {"step": step, "average": average, **settings(config, test.split)}
+    of = {"step": step, "average": average, **settings(config, test)}
     report = _report(config, model, of, results, judged, directory, train, test)
     evaluations.write(directory, of, results, report)
 
 
-def settings(config: Config, split: str) -> dict[str, Any]:
-    """Return how a run is judged, as judged.json says it."""
-    names = ("eval_examples", "eval_tolerance", "sample_steps")
-    asked = {"mixture_sizes": list(config.mixture_components)}
-    return {"eval_split": split, **{name: getattr(config, name) for name in names}, **asked}
+def settings(config: Config, test: data.Images) -> dict[str, Any]:
+    """Return how a run is judged by a split of images, as judged.json says it."""
+    return {
+        "eval_split": test.split,
+        "eval_examples": num_examples(config, test),
+        "eval_tolerance": config.eval_tolerance,
+        "sample_steps": config.sample_steps,
+        "mixture_sizes": list(config.mixture_components),
+    }
 
 
 def _median_rate(directory: Path) -> float:
@@ -139,7 +145,9 @@ def draw(
     )
     _draw_noising(model, key_noise, test, shown[:10], directory)
 
-    one_each = shown[:10]
+    one_each = shown[
+        : max(1, min(10, PATH_NUMBERS // (config.sample_steps * math.prod(test.shape))))
+    ]
     _, path = generate(params, key_path, one_each, keep_path=True)
     assert path is not None
     frames = pixels(path, test.num_levels)
@@ -299,7 +307,7 @@ def _likelihood_table(results: Mapping[str, float], judged: Judged) -> str:
 def _likelihood_words(
     config: Config, results: Mapping[str, float], train: data.Images, test: data.Images
 ) -> str:
-    count = min(config.eval_examples, len(test), len(train))
+    count = min(num_examples(config, test), len(test), len(train))
     compared = ""
     if {"mixture_bits_per_dim", "held_out_bits_per_dim"} <= results.keys():
         gain = results["mixture_bits_per_dim"] - results["held_out_bits_per_dim"]

@@ -20,6 +20,7 @@ from experiments.toy2d import report as toy2d_report
 from experiments.toy2d.model import (
     PRESETS,
     Config,
+    asked_again,
     batches,
     build_loss,
     build_model,
@@ -50,9 +51,11 @@ def main_command(
     """Train a model of a distribution in the plane, or resume it, then judge and draw it.
 
     Args:
-        run_dir: Folder of the run; the same command on it resumes.
+        run_dir: Folder of the run. On one that is there, options that are not given are as its
+            record says: its folder alone resumes it, with a larger --num-steps extends it.
         config: What the run is.
-        preset: What options that are not given are set to; smoke runs all in a minute.
+        preset: What options that are not given are set to; given for a run that is there, all of
+            it counts as given. smoke runs all in a minute.
         quiet: Show no progress bar.
     """
     check(config)
@@ -72,6 +75,7 @@ def main_command(
             partial(batches, config, model.target),
             report=command.REPORT,
             progress=not quiet,
+            also={command.PRESET: preset},
         )
         if not (
             evaluations.is_judged(directory, config.num_steps)
@@ -83,8 +87,8 @@ def main_command(
 
 def main(argv: list[str]) -> int:
     """Run the command line."""
-    config = command.preset_of(argv, PRESETS)
-    return command.run("toy2d", partial(main_command, config=config), argv)
+    config, preset = command.defaults_of(argv, PRESETS, asked_again)
+    return command.run("toy2d", partial(main_command, config=config, preset=preset), argv)
 
 
 if __name__ == "__main__":

@@ -222,3 +222,8 @@ def from_record(record: Mapping[str, Any]) -> Config:
     config = Config(**record)
     check(config)
     return dataclasses.replace(config, decay_steps=config.decay_steps or config.num_steps)
+
+
+def asked_again(record: Mapping[str, Any]) -> Config:
+    """Return the config by which a command line would ask for the run of a record again."""
+    return dataclasses.replace(from_record(record), decay_steps=record["decay_steps"])
