@@ -11,7 +11,6 @@ is that of the probability-flow ODE, in bits per dimension, beside a Gaussian mi
 to the same images.
 """
 
-import contextlib
 import dataclasses
 import functools
 import sys
@@ -49,11 +48,12 @@ from experiments.images.model import (
     pixels,
     to_record,
 )
-from jaxdiff import data, plotting
+from jaxdiff import data, plotting, training
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Restored
 from jaxdiff.training.export import export_params
+from jaxdiff.training.trainer import open_checkpoints
 from jaxdiff.typing import Batch, PyTree
 
 
@@ -153,7 +153,13 @@ def fit(
 
     Its record also says `also`, by default what the data are.
     """
-    model = build_model(config, images)
+    model, record = build_model(config, images), to_record(config)
+    mode = running.mode(config.batch_size)
+    update = fitting.build_update(
+        config,
+        build_loss(config, model, images.num_levels),
+        skip_nonfinite=running.nonfinite == "skip",
+    )
 
     def batches_from(step: int) -> Iterator[Batch]:
         with options.naming(Config):
@@ -166,22 +172,31 @@ def fit(
                 process_count=jax.process_count(),
             )
 
-    def indices_of(step: int) -> np.ndarray:
-        return data.batch_indices(len(images), config.batch_size, config.seed, step)
+    def repeat(step: int) -> dict[str, Any]:
+        indices = data.batch_indices(len(images), config.batch_size, config.seed, step)
+        return {"seed": config.seed, "indices": indices.tolist()}
 
-    return fitting.fit(
+    def begun() -> None:
+        fitting.warn_of_config(config)
+        evaluations.outdate(directory)
+
+    running.agree(record)
+    said = image_data.record(images, image_data.SPLIT) if also is None else also
+    said = {"running": running.record(), **said}
+    state = training.fit(
         directory,
-        config,
-        to_record(config),
-        model.init_params,
-        build_loss(config, model, images.num_levels),
+        lambda: update.init(model.init_params()),
+        update,
         batches_from,
-        report=command.REPORT,
-        progress=progress,
-        running=running,
-        indices_of=indices_of,
-        also=image_data.record(images, image_data.SPLIT) if also is None else also,
+        key=jax.random.key(config.seed),
+        num_steps=config.num_steps,
+        cadence=fitting.cadence(config),
+        mode=mode,
+        record=training.Record(record, fitting.FREE, defaults(), said),
+        keep=running.keep(),
+        report=running.report(progress=progress, begun=begun, repeat=repeat),
     )
+    return distributed.gather(fitting.main_average(config, state.ema))
 
 
 def sample(
@@ -357,7 +372,7 @@ def restore(
     """Return the config, the newest sound checkpoint and an average of a run, or refuse."""
     remedy = f" Train one first:\n  python -m experiments.digits train --run-dir {directory}"
     record = runs.read_record(command.existing(directory, option, remedy))
-    with contextlib.closing(fitting.open_checkpoints(directory)) as checkpoints:
+    with open_checkpoints(directory) as checkpoints:
         restored = None if record is None else checkpoints.restore()
         if record is None and checkpoints.steps():
             raise Refusal(

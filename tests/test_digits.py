@@ -386,17 +386,17 @@ def test_bfloat16_computes_and_float32_is_kept(tmp_path, trained, monkeypatch):
     config = dataclasses.replace(PRESETS["smoke"], decay_steps=20, dtype="bfloat16", remat=True)
     cache = tmp_path / "cache"
     running = Running(accumulate=2, steps_per_call=5, compilation_cache=str(cache))
-    seen, make_update, loop_fit = {}, training.make_update, loop.fit
+    seen, in_parts, loop_fit = {}, training.GradientUpdate.in_parts, loop.fit
 
-    def made(*args, **options):
-        seen.setdefault("accumulate", options["accumulate"])
-        return make_update(*args, **options)
+    def made(update, accumulate):
+        seen["accumulate"] = max(accumulate, seen.get("accumulate", 1))
+        return in_parts(update, accumulate)
 
-    def fitted(*args, **options):
-        seen["steps_per_call"] = options["steps_per_call"]
-        return loop_fit(*args, **options)
+    def fitted(state, steps, *args, **options):
+        seen["steps_per_call"] = steps.per_call
+        return loop_fit(state, steps, *args, **options)
 
-    monkeypatch.setattr(training, "make_update", made)
+    monkeypatch.setattr(training.GradientUpdate, "in_parts", made)
     monkeypatch.setattr(loop, "fit", fitted)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         running.start()

@@ -12,6 +12,8 @@ import pytest
 from jaxdiff import training
 from jaxdiff.training import loop, run
 from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.program import Steps
+from jaxdiff.training.telling import Telling
 from jaxdiff.training.update import scan_steps
 
 OPTIMIZER = optax.adam(0.1)
@@ -25,7 +27,7 @@ def loss_fn(params, key, batch):
 UPDATE = jax.jit(training.make_update(loss_fn, OPTIMIZER, ema_decay=0.9))
 
 
-def train(folder, num_steps, step_fn=UPDATE, checkpoint_every=4, until=None, **options):
+def train(folder, num_steps, step_fn=UPDATE, checkpoint_every=4, until=None, steps=None, **telling):
     state = training.init({"w": jnp.ones(())}, OPTIMIZER, ema_decay=0.9)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         restored = checkpoints.restore(target=state)
@@ -36,16 +38,14 @@ def train(folder, num_steps, step_fn=UPDATE, checkpoint_every=4, until=None, **o
         try:
             return loop.fit(
                 state,
-                step_fn,
+                Steps(step_fn, **(steps or {})),
                 jax.random.key(0),
                 itertools.islice(batches, None if until is None else until - start),
                 num_steps=num_steps,
                 checkpoints=checkpoints,
                 config={"name": "test"},
-                log=log,
-                log_every=3,
-                checkpoint_every=checkpoint_every,
-                **options,
+                cadence=training.Cadence(log=3, save=checkpoint_every),
+                telling=Telling(log, **telling),
             )
         finally:
             log.close()
@@ -125,7 +125,7 @@ def test_bad_steps_may_be_skipped_and_are_said(tmp_path, capsys):
         bad = new.step % 4 == 1
         return new, {**metrics, "loss": jnp.where(bad, jnp.nan, metrics["loss"])}
 
-    train(tmp_path, 13, now_and_then, skip_nonfinite=True)
+    train(tmp_path, 13, now_and_then, steps={"skip_nonfinite": True})
     said = capsys.readouterr().err
     assert [f"Step {i} is not finite and was skipped" in said for i in (1, 5, 9, 13)] == [True] * 4
     assert "Step 4 " not in said
@@ -138,7 +138,7 @@ def test_bad_steps_may_be_skipped_and_are_said(tmp_path, capsys):
 
     (tmp_path / "always").mkdir()
     with pytest.raises(loop.NotFinite, match=f"Step {loop.MAX_SKIPPED} is not finite"):
-        train(tmp_path / "always", 1000, always, skip_nonfinite=True)
+        train(tmp_path / "always", 1000, always, steps={"skip_nonfinite": True})
 
 
 def test_saves_come_at_the_same_steps_however_many_a_call_makes():
@@ -155,7 +155,7 @@ def test_several_steps_a_call_log_and_save_what_single_ones_do(tmp_path):
     (tmp_path / "many").mkdir()
     train(tmp_path / "one", 13)
     scanned = jax.jit(scan_steps(training.make_update(loss_fn, OPTIMIZER, ema_decay=0.9)))
-    train(tmp_path / "many", 13, scan_fn=scanned, steps_per_call=3)
+    train(tmp_path / "many", 13, steps={"several": scanned, "per_call": 3})
     one, many = (run.read_metrics(tmp_path / name / run.METRICS) for name in ("one", "many"))
     assert [line["step"] for line in many] == [line["step"] for line in one] == [3, 6, 9, 12, 13]
     for a, b in zip(one, many, strict=True):
@@ -229,7 +229,7 @@ def test_where_the_data_end_what_was_trained_is_saved_and_said(tmp_path, steps_p
     with pytest.raises(
         loop.DataEnded, match=r"ended after step 6, which is saved\. Repeat the data"
     ):
-        train(tmp_path / "ended", 13, until=6, scan_fn=scan, steps_per_call=steps_per_call)
+        train(tmp_path / "ended", 13, until=6, steps={"several": scan, "per_call": steps_per_call})
     assert Checkpoints(tmp_path / "ended" / "checkpoints").steps()[-1] == 6
     assert run.read_metrics(tmp_path / "ended" / run.METRICS)[-1]["step"] == 6
     (tmp_path / "whole").mkdir()

@@ -17,6 +17,7 @@ from experiments.common import choices
 from experiments.common.command import Refusal
 from experiments.common.methods import MethodName
 from experiments.common.options import Role
+from experiments.images import judging
 from experiments.images import model as image_model
 from experiments.images import network as image_network
 from experiments.images.sources import FOLDER
@@ -195,7 +196,7 @@ def bits_per_dim(problem: ImagesProblem, member: Member, params: PyTree) -> Arra
     Rows of all members have the same images; their dequantisation and probes go with the seed.
     """
     config, model, images = member.config, problem.build(member), problem.digits.held_out
-    num = min(config.eval_examples, len(images))
+    num = min(judging.num_examples(config, images), len(images))
     key_data, key_probes = jax.random.split(jax.random.fold_in(member.key, 3))
     levels, labels = jnp.asarray(images.levels[:num]), jnp.asarray(images.labels)[:num]
     x = data.dequantize(key_data, levels, images.num_levels, dtype=jnp.float32)

@@ -1,11 +1,14 @@
 """How a run is carried out: devices, processes, logs. None of it changes the mathematics."""
 
 import dataclasses
+import json
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
 
 from experiments.common.command import Refusal, refusing
+from jaxdiff import training
 from jaxdiff.training import distributed
 from jaxdiff.training.parallel import (
     Mode,
@@ -91,8 +94,19 @@ class Running(Devices):
             raise Refusal("--distributed needs --parallel pmap or mesh; jit uses one device.")
         super().start()
 
-    def mode(self) -> Mode:
-        """Return the parallel mode, or refuse."""
+    def mode(self, batch_size: int) -> Mode:
+        """Return the parallel mode of batches of a size, or refuse."""
+        mode = self._mode()._replace(accumulate=self.accumulate, steps_per_call=self.steps_per_call)
+        parts = mode.num_shards * self.accumulate
+        if batch_size % parts:
+            shares = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
+            raise Refusal(
+                f"--batch-size must be a multiple of {parts}, for {mode.num_shards} devices"
+                f"{shares}; got {batch_size}."
+            )
+        return mode
+
+    def _mode(self) -> Mode:
         if self.parallel == "jit":
             return mode_of_one_device()
         if self.parallel == "pmap":
@@ -103,20 +117,33 @@ class Running(Devices):
         mesh = make_mesh(count // self.fsdp, self.fsdp)
         return mode_of_mesh(mesh, fsdp=self.fsdp > 1)
 
-    def check_batch(self, batch_size: int, mode: Mode) -> None:
-        """Refuse batches that the devices cannot share."""
-        parts = mode.num_shards * self.accumulate
-        if batch_size % parts:
-            shares = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
-            raise Refusal(
-                f"--batch-size must be a multiple of {parts}, for {mode.num_shards} devices"
-                f"{shares}; got {batch_size}."
-            )
+    def keep(self) -> training.Keep:
+        """Return which checkpoints stay."""
+        return training.Keep(self.keep_last, self.keep_every, "loss" if self.keep_best else None)
 
-    def shared(self) -> dict[str, Any]:
-        """Return what all processes must have alike."""
+    def report(
+        self,
+        *,
+        progress: bool,
+        begun: Callable[[], object],
+        repeat: Callable[[int], Mapping[str, Any]],
+    ) -> training.Report:
+        """Return what a run says of itself; for the arguments see `training.Report`."""
+        return training.Report(progress, self.tensorboard, self.profile_steps, repeat, begun)
+
+    def agree(self, config: Mapping[str, Any]) -> None:
+        """Refuse processes that were started for other runs, or otherwise; all must ask together.
+
+        Args:
+            config: as JSON holds it; each host has a `data_dir` of its own.
+        """
         own = ("process_id", "compilation_cache", "coordinator_address")
-        return {name: value for name, value in self.record().items() if name not in own}
+        shared = {name: value for name, value in self.record().items() if name not in own}
+        with refusing(ValueError, say="--distributed: "):
+            distributed.agree(
+                config=json.dumps({**config, "data_dir": None}, sort_keys=True),
+                running=json.dumps(shared),
+            )
 
     def record(self) -> dict[str, Any]:
         """Return what JSON can hold."""

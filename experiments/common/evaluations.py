@@ -35,6 +35,11 @@ def write(
     files.write_text(directory / JUDGED, json.dumps(judged, indent=2) + "\n")
 
 
+def outdate(directory: Path) -> None:
+    """Remove the report of a run that is to go on: it is that of fewer steps."""
+    (directory / REPORT).unlink(missing_ok=True)
+
+
 def finite(results: Mapping[str, float]) -> dict[str, float]:
     """Return the results that are finite."""
     return {name: value for name, value in results.items() if math.isfinite(value)}

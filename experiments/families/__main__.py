@@ -6,18 +6,17 @@ A Gaussian mixture, a VAE, a GAN, DDPM and flow matching, none of them told the 
 with networks have as many parameters and as many floating-point operations of training, to a tenth.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import command, fitting
@@ -36,8 +35,8 @@ from experiments.families.measures import (
 )
 from experiments.families.models import MAKERS
 from experiments.families.networks import Family, describe
-from jaxdiff import data
-from jaxdiff.training import loop, parallel
+from jaxdiff import data, training
+from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 from jaxdiff.typing import Batch, Key, PyTree
 
@@ -73,29 +72,16 @@ TIMINGS = ("family", "train_seconds", "sample_seconds_per_1000")
 
 def train(directory: Path, config: Config, family: Family, images: data.Images) -> PyTree:
     """Train what is left of a family; return the averaged parameters."""
-    state = family.state
-    with contextlib.closing(fitting.open_checkpoints(directory)) as checkpoints:
-        restored = checkpoints.restore(target=state)
-        if restored is not None:
-            state = jax.tree.map(jnp.array, restored.state)  # copies, which the loop may donate
-        start = int(state.step)
-        if start >= family.num_steps:
-            return state.ema
-        directory.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(runs.MetricsLog(directory / runs.METRICS, after=start)) as log:
-            state = loop.fit(
-                state,
-                parallel.jit(family.update, donate=True),
-                jax.random.key(config.seed),
-                batches(config, images, start),
-                num_steps=family.num_steps,
-                checkpoints=checkpoints,
-                config={},
-                log=log,
-                log_every=config.log_every,
-                checkpoint_every=config.checkpoint_every,
-            )
-    return state.ema
+    state = training.fit(
+        directory,
+        lambda: family.state,
+        family.update,
+        partial(batches, config, images),
+        key=jax.random.key(config.seed),
+        num_steps=family.num_steps,
+        cadence=fitting.cadence(config),
+    )
+    return distributed.gather(state.ema)
 
 
 def batches(config: Config, images: data.Images, start: int) -> Iterator[Batch]:

@@ -10,16 +10,20 @@ divergence; where the target's density is known, the gap to it is taken point by
 import dataclasses
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
+import jax
 import tyro
 
 from experiments.common import command, evaluations, fitting
 from experiments.common.command import Refusal
+from experiments.common.devices import Running
 from experiments.toy2d import report as toy2d_report
 from experiments.toy2d.model import (
     PRESETS,
     Config,
+    Model,
     asked_again,
     batches,
     build_loss,
@@ -27,8 +31,11 @@ from experiments.toy2d.model import (
     check,
     from_record,
 )
+from jaxdiff import training
 from jaxdiff.metrics.c2st import MIN_ROWS
+from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
+from jaxdiff.typing import PyTree
 
 
 def check_judging(config: Config) -> None:
@@ -40,6 +47,35 @@ def check_judging(config: Config) -> None:
         )
     if config.grid_size < 2:
         raise Refusal(f"--grid-size must be at least 2; got {config.grid_size}.")
+
+
+def fit(config: Config, model: Model, directory: Path, preset: str, *, progress: bool) -> PyTree:
+    """Train what is left of a run; return the averaged parameters."""
+    update, running = fitting.build_update(config, build_loss(config, model)), Running()
+
+    def begun() -> None:
+        fitting.warn_of_config(config)
+        evaluations.outdate(directory)
+
+    state = training.fit(
+        directory,
+        lambda: update.init(model.init_params()),
+        update,
+        partial(batches, config, model.target),
+        key=jax.random.key(config.seed),
+        num_steps=config.num_steps,
+        cadence=fitting.cadence(config),
+        record=training.Record(
+            dataclasses.asdict(config),
+            fitting.FREE,
+            also={"running": running.record(), command.PRESET: preset},
+        ),
+        keep=running.keep(),
+        report=running.report(
+            progress=progress, begun=begun, repeat=lambda step: {"seed": config.seed}
+        ),
+    )
+    return distributed.gather(state.ema)
 
 
 def main_command(
@@ -66,17 +102,7 @@ def main_command(
     config = from_record(record)
     with command.compiling_for(preset):
         model = build_model(config)
-        params = fitting.fit(
-            directory,
-            config,
-            dataclasses.asdict(config),
-            model.init_params,
-            build_loss(config, model),
-            partial(batches, config, model.target),
-            report=command.REPORT,
-            progress=not quiet,
-            also={command.PRESET: preset},
-        )
+        params = fit(config, model, directory, preset, progress=not quiet)
         if not (
             evaluations.is_judged(directory, config.num_steps)
             and not evaluations.differing(directory, toy2d_report.settings(config))

@@ -1,18 +1,26 @@
-"""Training: the state and its update, compilation, checkpoints, the run directory, the loop."""
+"""Training: the state and its update, compilation, checkpoints, the run directory, the trainer."""
 
 from jaxdiff.extras import needed_by
 
 with needed_by("jaxdiff.training"):
     from jaxdiff.training import checkpoint, ema, networks, parallel
+    from jaxdiff.training.run import Record
     from jaxdiff.training.state import TrainState, init
+    from jaxdiff.training.telling import Cadence
+    from jaxdiff.training.trainer import Keep, Report, fit
     from jaxdiff.training.update import GradientUpdate, Update, make_update
 
 __all__ = [
+    "Cadence",
     "GradientUpdate",
+    "Keep",
+    "Record",
+    "Report",
     "TrainState",
     "Update",
     "checkpoint",
     "ema",
+    "fit",
     "init",
     "make_update",
     "networks",

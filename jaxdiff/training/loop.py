@@ -3,12 +3,8 @@
 import collections
 import contextlib
 import itertools
-import math
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +12,16 @@ import numpy as np
 
 from jaxdiff.training import distributed
 from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.program import Steps
 from jaxdiff.training.signals import catch_signals
-from jaxdiff.training.throughput import NO_WORK, Work
+from jaxdiff.training.telling import MAX_SKIPPED as MAX_SKIPPED
+from jaxdiff.training.telling import Cadence, Telling, Told
+from jaxdiff.training.telling import NotFinite as NotFinite
 from jaxdiff.training.update import TrainState
-from jaxdiff.typing import Array, Batch, Key
-
-Step: TypeAlias = Callable[[TrainState, Key, Batch], tuple[TrainState, dict[str, Array]]]
-
-
-class Log(Protocol):
-    """Where logged steps go."""
-
-    def write(self, values: Mapping[str, Any], /) -> None:
-        """Write one object, which holds `step`."""
-
+from jaxdiff.typing import Batch, Key
 
 STOPPED_EXIT_CODE = 75
 """What a command stopped by a signal exits with after saving: run it again to go on."""
-MAX_SKIPPED = 100
-"""How many steps in a row may be skipped because they are not finite."""
 
 
 class Stopped(Exception):
@@ -52,30 +39,6 @@ class DataEnded(ValueError):
             f"`batches` must hold one for each of `num_steps` {num_steps}; they ended after step "
             f"{step}, which is saved. Repeat the data, or ask for fewer steps."
         )
-
-
-class NotFinite(ArithmeticError):
-    """The loss or its gradient became NaN or infinite.
-
-    Attributes:
-        details: the step, its values and what it takes to repeat it, as JSON holds it.
-    """
-
-    def __init__(
-        self,
-        step: int,
-        values: Mapping[str, float],
-        details: Mapping[str, Any] | None = None,
-        *,
-        skipped: int = 0,
-    ) -> None:
-        shown = ", ".join(f"{name}={value}" for name, value in values.items())
-        kept = f"The {skipped} steps before it were skipped too" if skipped else "It was not saved"
-        super().__init__(
-            f"Step {step} is not finite: {shown}. {kept}; a lower --learning-rate may help."
-        )
-        self.details = {"step": step, "values": {k: str(v) for k, v in values.items()}}
-        self.details |= details or {}
 
 
 def call_lengths(
@@ -124,50 +87,32 @@ def feed(
 
 def fit(
     state: TrainState,
-    step_fn: Step,
+    steps: Steps,
     key: Key,
     batches: Iterator[Batch],
     *,
     num_steps: int,
     checkpoints: Checkpoints,
     config: Mapping[str, Any],
-    log: Log,
-    log_every: int,
-    checkpoint_every: int,
-    scan_fn: Step | None = None,
-    steps_per_call: int = 1,
-    place: Callable[..., Batch] = lambda batch, scanned: batch,
-    work: Work = NO_WORK,
-    skip_nonfinite: bool = False,
-    repeat: Callable[[int], Mapping[str, Any]] = lambda step: {},
-    profile: tuple[Path, int] | None = None,
-    progress: bool = False,
+    cadence: Cadence,
+    telling: Telling,
 ) -> TrainState:
     """Train up to `num_steps` updates in all, logging and saving on the way.
 
     Of several processes all call this alike. A signal that one of them receives stops all, after
-    the next logged step.
+    the next logged step; one that comes during a call of several updates is seen after it.
 
     Args:
-        state: where to start; its buffers may be donated by `step_fn`.
-        step_fn: the compiled update.
+        state: where to start; its buffers may be donated.
+        steps: how they are carried out. Where they skip what is not finite the run goes on, unless
+            `MAX_SKIPPED` in a row are not.
         key: the run's key, the same for every step.
         batches: from the batch of step `state.step` on.
         num_steps: how many updates the run has in all.
         checkpoints: where to save.
         config: the resolved config, saved in each checkpoint.
-        log: where to log.
-        log_every: steps between logged steps; the last is always logged.
-        checkpoint_every: steps between checkpoints; the last step is always saved.
-        scan_fn: the compiled update of several batches in one call; for `steps_per_call` > 1.
-        steps_per_call: updates a call. Between calls only are signals seen.
-        place: (batch, scanned) -> the batch on its devices.
-        work: what a step is, for rates.
-        skip_nonfinite: go on where a step is not finite, which the update has skipped then; by
-            default stop. A run of `MAX_SKIPPED` such steps stops it all the same.
-        repeat: step -> what it takes to repeat it, for the report of one that is not finite.
-        profile: a folder for a profiler trace, and of how many steps after the first call.
-        progress: show a progress bar if stderr is a terminal.
+        cadence: when to log and save.
+        telling: what is said, and where.
 
     Returns:
         The state after `num_steps` updates.
@@ -179,144 +124,47 @@ def fit(
             but not before the next one that is logged or saved.
         CheckpointError: if a save fails; if none could succeed, before the first step.
     """
-    from tqdm import tqdm
-
     if distributed.is_main():
         checkpoints.claim()
     step = start = int(state.step)
-    bar = tqdm(
-        total=num_steps,
-        initial=step,
-        unit="step",
-        disable=not (progress and sys.stderr.isatty()),
-    )
-    calls = feed(batches, call_lengths(step, num_steps, checkpoint_every, steps_per_call), place)
-    unread = _Unread(skip_nonfinite, repeat)
-    since_save: list[dict[str, float]] = []
-    tracing = _Tracing(profile)
-    clock: tuple[float, int] | None = None  # started after the call that compiled
-    with catch_signals() as stopped_by, contextlib.closing(bar), contextlib.closing(tracing):
-        for length, batch in calls:
-            call = step_fn if length == 1 or scan_fn is None else scan_fn
+    lengths = call_lengths(step, num_steps, cadence.save, steps.per_call)
+    told = Told(telling, cadence, start=start, num_steps=num_steps, skip=steps.skip_nonfinite)
+    with contextlib.closing(told), catch_signals() as stopped_by:
+        for length, batch in feed(batches, lengths, steps.place):
+            call = steps.one if length == 1 or steps.several is None else steps.several
             state, metrics = call(state, key, batch)
-            unread.add(step, length, metrics)
             step += length
-            bar.update(length)
-            if clock is None:
-                jax.block_until_ready(metrics)
-                clock = time.perf_counter(), step
-            tracing.after(step - start, metrics)
+            told.add(step, length, metrics)
             last = step == num_steps
-            logged = last or step // log_every > (step - length) // log_every
-            saved = last or step % checkpoint_every == 0
-            signal_name = stopped_by()
-            if jax.process_count() > 1:  # all must stop at the same step
-                together = (logged or saved) and distributed.any_of(signal_name is not None)
-                signal_name = (signal_name or "another process") if together else None
+            logged = last or step // cadence.log > (step - length) // cadence.log
+            saved = last or step % cadence.save == 0
+            signal_name = _of_all(stopped_by(), asked=logged or saved)
             if not (logged or saved or signal_name is not None):
                 continue
-            values = unread.read()
-            if logged:
-                now = time.perf_counter()
-                rates = work.rates((step - clock[1]) / (now - clock[0])) if step > clock[1] else {}
-                clock = now, step
-                for number in values:
-                    due = number % log_every == 0 or number == num_steps
-                    if due and _is_finite(values[number]):  # others are said on stderr
-                        newest = rates if number > step - length else {}
-                        log.write({"step": number, **values[number], **newest})
-                bar.set_postfix(loss=f"{values[step]['loss']:.4f}")
-            since_save += values.values()
+            told.read(step, length, logged=logged, last=last)
             if saved or signal_name is not None:
-                checkpoints.save(step, state, config, _means(since_save))
-                since_save = []
+                checkpoints.save(step, state, config, told.means())
             if signal_name is not None:
                 checkpoints.wait()
                 raise Stopped(step, signal_name)
-        if step < num_steps and step > start:
-            values = unread.read()
-            for number in values:
-                if _is_finite(values[number]) and (number % log_every == 0 or number == step):
-                    log.write({"step": number, **values[number]})
-            since_save += values.values()
-            if step % checkpoint_every:
-                checkpoints.save(step, state, config, _means(since_save))
+        if start < step < num_steps:
+            told.read(step, 1, logged=True, last=True)
+            if step % cadence.save:
+                checkpoints.save(step, state, config, told.means())
     checkpoints.wait()
     if step < num_steps:
         raise DataEnded(step, num_steps)
     return state
 
 
-def _is_finite(values: Mapping[str, float]) -> bool:
-    """Judge a step by what `make_update` skips it for."""
-    return all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm"))
+def _of_all(signal_name: str | None, *, asked: bool) -> str | None:
+    """Return the signal that stops the run: of several processes all stop at the same step.
 
-
-def _means(values: list[dict[str, float]]) -> dict[str, float]:
-    """Return the mean of each metric over the steps that have it finite."""
-    finite = [each for each in values if _is_finite(each)]
-    names = finite[-1] if finite else {}
-    return {name: sum(each[name] for each in finite) / len(finite) for name in names}
-
-
-class _Unread:
-    """The metrics of the steps since the last ones read, still on their devices."""
-
-    def __init__(self, skip: bool, repeat: Callable[[int], Mapping[str, Any]]) -> None:
-        self._skip, self._repeat = skip, repeat
-        self._skipped = 0
-        self._held: list[tuple[int, int, dict[str, Array]]] = []
-
-    def add(self, step: int, length: int, metrics: dict[str, Array]) -> None:
-        """Take the metrics of the `length` steps after `step`."""
-        self._held.append((step, length, metrics))
-
-    def read(self) -> dict[int, dict[str, float]]:
-        """Return the values of each step by its number.
-
-        Raises:
-            NotFinite: if one is not finite, unless such are skipped; at the `MAX_SKIPPED`th in a
-                row all the same.
-        """
-        found = {}
-        for first, length, metrics in jax.device_get(self._held):
-            columns = {name: np.reshape(value, -1) for name, value in metrics.items()}
-            for i in range(length):
-                found[first + i + 1] = {name: float(v[i]) for name, v in columns.items()}
-        self._held = []
-        for step, values in found.items():
-            if _is_finite(values):
-                self._skipped = 0
-                continue
-            self._skipped += 1
-            problem = NotFinite(step, values, self._repeat(step), skipped=self._skipped - 1)
-            if not self._skip or self._skipped >= MAX_SKIPPED:
-                raise problem
-            if distributed.is_main():
-                sys.stderr.write(f"Step {step} is not finite and was skipped: {values}.\n")
-        return found
-
-
-class _Tracing:
-    """A profiler trace of some steps after the first call."""
-
-    def __init__(self, profile: tuple[Path, int] | None) -> None:
-        self._profile, self._on, self._until = profile, False, 0
-
-    def after(self, steps: int, metrics: Any) -> None:
-        """Begin or end the trace, `steps` having been made and `metrics` being the last's."""
-        if self._profile is None:
-            return
-        folder, count = self._profile
-        if not self._on:
-            jax.profiler.start_trace(folder)
-            self._on, self._until = True, steps + count
-        elif steps >= self._until:
-            jax.block_until_ready(metrics)
-            self.close()
-
-    def close(self) -> None:
-        """End the trace."""
-        if self._on:
-            jax.profiler.stop_trace()
-        self._profile, self._on = None, False
+    Args:
+        signal_name: the one received here, None where there was none.
+        asked: whether all processes ask each other after this step.
+    """
+    if jax.process_count() == 1:
+        return signal_name
+    together = asked and distributed.any_of(signal_name is not None)
+    return (signal_name or "another process") if together else None

@@ -77,6 +77,11 @@ class Alternation:
         updates = {name: update.gathered(gather) for name, update in self.updates.items()}
         return dataclasses.replace(self, updates=updates)
 
+    def in_parts(self, accumulate: int) -> "Alternation":
+        """Return the updates whose gradients are taken in so many parts."""
+        updates = {name: update.in_parts(accumulate) for name, update in self.updates.items()}
+        return dataclasses.replace(self, updates=updates)
+
     def __call__(self, state: TrainState, key: Key, batch: Batch) -> tuple[TrainState, Metrics]:
         """Make one step of all; see :func:`alternate`.
 

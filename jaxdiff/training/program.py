@@ -1,11 +1,30 @@
 """An update as every parallel mode compiles it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxdiff.training.state import frozen_of, with_frozen, without_frozen
 from jaxdiff.training.update import Gather, Transferable, Update, scan_steps
 from jaxdiff.typing import Batch, Key, PyTree
+
+
+class Steps(NamedTuple):
+    """How the steps of a run are carried out.
+
+    Attributes:
+        one: the compiled update.
+        several: the compiled update of several batches in one call; for `per_call` > 1.
+        per_call: updates a call.
+        place: (batch, scanned) -> the batch on its devices.
+        skip_nonfinite: whether the update leaves a state as it was where a step is not finite, so
+            that a run may go on.
+    """
+
+    one: Update
+    several: Update | None = None
+    per_call: int = 1
+    place: Callable[..., Batch] = lambda batch, scanned: batch
+    skip_nonfinite: bool = False
 
 
 class Program:

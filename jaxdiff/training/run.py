@@ -10,9 +10,9 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -40,6 +40,40 @@ _FREE_BEFORE: tuple[tuple[str, ...], ...] = (
 """The fields that did not count in records that do not name them."""
 
 PACKAGES = ("jaxdiff", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "numpy")
+
+
+class Record(NamedTuple):
+    """What a run is, as its folder says it.
+
+    Attributes:
+        config: what JSON can hold.
+        free: fields of it that may differ from one start to the next.
+        defaults: values of fields that a config did not always have.
+        also: what else the folder says of the first start.
+    """
+
+    config: Mapping[str, Any]
+    free: Collection[str] = ()
+    defaults: Mapping[str, Any] = {}
+    also: Mapping[str, Any] = {}
+
+
+def as_record(record: Record | Mapping[str, Any] | None) -> Record | None:
+    """Return the record of a config that is given alone."""
+    return record if record is None or isinstance(record, Record) else Record(record)
+
+
+def recorded(run_dir: Path) -> Record | None:
+    """Return what a folder says of its run, or None where it says nothing.
+
+    Raises:
+        RunError: as :func:`read_record`.
+    """
+    record = read_record(run_dir)
+    if record is None:
+        return None
+    free = next(free for free in _allowed(record) if record["hash"] == _hash_of(record, free))
+    return Record(record["config"], free)
 
 
 def config_hash(config: Mapping[str, Any], *, free: Collection[str] = ()) -> str:
@@ -134,14 +168,22 @@ def read_record(run_dir: Path) -> dict[str, Any] | None:
                 f"{path} is not the config of a run: `{name}` must be {_KINDS[kind]}; "
                 f"got {record[name]!r}. Bring back what was written there."
             )
-    allowed = [record["free"]] if "free" in record else _FREE_BEFORE
-    hashes = [config_hash(record["config"], free=tuple(map(str, free))) for free in allowed]
+    hashes = [_hash_of(record, free) for free in _allowed(record)]
     if record.get("hash") not in hashes:
         raise RunError(
             f"{path} was changed: its hash is {record.get('hash')}, that of its config {hashes[0]}."
             " Bring back what was written there, or take another --run-dir."
         )
     return record
+
+
+def _allowed(record: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:
+    """Return what may be the fields of a record that do not count."""
+    return [tuple(map(str, record["free"]))] if "free" in record else _FREE_BEFORE
+
+
+def _hash_of(record: Mapping[str, Any], free: Collection[str]) -> str:
+    return config_hash(record["config"], free=free)
 
 
 def reconcile(

@@ -50,6 +50,9 @@ class Transferable(Protocol):
     def gathered(self, gather: Gather) -> "Transferable":
         """Return it for states that are split, and that `gather` makes whole for the loss."""
 
+    def in_parts(self, accumulate: int) -> "Transferable":
+        """Return it with its gradients taken in so many parts of a batch."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GradientUpdate:
@@ -99,6 +102,10 @@ class GradientUpdate:
     def gathered(self, gather: Gather) -> "GradientUpdate":
         """Return the update of states that are split, and that `gather` makes whole."""
         return dataclasses.replace(self, gather=gather)
+
+    def in_parts(self, accumulate: int) -> "GradientUpdate":
+        """Return the update whose gradient is taken in so many parts."""
+        return dataclasses.replace(self, accumulate=checks.count("accumulate", accumulate))
 
     def __call__(self, state: TrainState, key: Key, batch: Batch) -> tuple[TrainState, Metrics]:
         """Make one step; see :func:`make_update`."""

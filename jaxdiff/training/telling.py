@@ -1,0 +1,229 @@
+"""What is said of a run at work: logged steps, their rates, a progress bar, a profiler trace."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from jaxdiff.training import distributed
+from jaxdiff.training.throughput import NO_WORK, Work
+from jaxdiff.typing import Array
+
+MAX_SKIPPED = 100
+"""How many steps in a row may be skipped because they are not finite."""
+
+
+class Log(Protocol):
+    """Where logged steps go."""
+
+    def write(self, values: Mapping[str, Any], /) -> None:
+        """Write one object, which holds `step`."""
+
+
+class Cadence(NamedTuple):
+    """How often a run logs and saves.
+
+    Attributes:
+        log: steps between logged steps; the last is always logged.
+        save: steps between checkpoints; the last step is always saved.
+    """
+
+    log: int = 20
+    save: int = 500
+
+
+class Telling(NamedTuple):
+    """What is said of a run at work, and where.
+
+    Attributes:
+        log: where to log.
+        work: what a step is, for rates.
+        progress: show a progress bar if stderr is a terminal.
+        profile: a folder for a profiler trace, and of how many steps after the first call.
+        repeat: step -> what it takes to repeat it, for the report of one that is not finite.
+    """
+
+    log: Log
+    work: Work = NO_WORK
+    progress: bool = False
+    profile: tuple[Path, int] | None = None
+    repeat: Callable[[int], Mapping[str, Any]] = lambda step: {}
+
+
+class NotFinite(ArithmeticError):
+    """The loss or its gradient became NaN or infinite.
+
+    Attributes:
+        details: the step, its values and what it takes to repeat it, as JSON holds it.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        details: Mapping[str, Any] | None = None,
+        *,
+        skipped: int = 0,
+    ) -> None:
+        shown = ", ".join(f"{name}={value}" for name, value in values.items())
+        kept = f"The {skipped} steps before it were skipped too" if skipped else "It was not saved"
+        super().__init__(
+            f"Step {step} is not finite: {shown}. {kept}; a lower learning rate may help."
+        )
+        self.details = {"step": step, "values": {k: str(v) for k, v in values.items()}}
+        self.details |= details or {}
+
+
+class Told:
+    """What was said of a run since it started: its metrics read, its clock, its bar, its trace."""
+
+    def __init__(
+        self, telling: Telling, cadence: Cadence, *, start: int, num_steps: int, skip: bool
+    ) -> None:
+        """Begin.
+
+        Args:
+            telling: what is to be said.
+            cadence: which steps are logged.
+            start: the step that the run is at.
+            num_steps: how many it has in all.
+            skip: whether steps that are not finite are passed over.
+        """
+        from tqdm import tqdm
+
+        self._telling, self._every, self._start = telling, cadence.log, start
+        self._unread = _Unread(skip, telling.repeat)
+        self._since_save: list[dict[str, float]] = []
+        self._tracing = _Tracing(telling.profile)
+        self._clock: tuple[float, int] | None = None  # started after the call that compiled
+        self._bar = tqdm(
+            total=num_steps,
+            initial=start,
+            unit="step",
+            disable=not (telling.progress and sys.stderr.isatty()),
+        )
+
+    def add(self, step: int, length: int, metrics: dict[str, Array]) -> None:
+        """Take the metrics of the `length` steps up to `step`, still on their devices."""
+        self._unread.add(step - length, length, metrics)
+        self._bar.update(length)
+        if self._clock is None:
+            jax.block_until_ready(metrics)
+            self._clock = time.perf_counter(), step
+        self._tracing.after(step - self._start, metrics)
+
+    def read(self, step: int, length: int, *, logged: bool, last: bool) -> None:
+        """Read what was added, and log what is due.
+
+        Args:
+            step: the newest.
+            length: how many steps the last call made.
+            logged: whether one of them is due.
+            last: whether the newest is logged whatever its number.
+
+        Raises:
+            NotFinite: as it says.
+        """
+        values = self._unread.read()
+        if logged:
+            rates = self._rates(step)
+            for number, found in values.items():
+                due = number % self._every == 0 or (last and number == step)
+                if due and _is_finite(found):  # others are said on stderr
+                    newest = rates if number > step - length else {}
+                    self._telling.log.write({"step": number, **found, **newest})
+            if step in values:
+                self._bar.set_postfix(loss=f"{values[step]['loss']:.4f}")
+        self._since_save += values.values()
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each metric over the finite steps read since it was last asked."""
+        finite = [each for each in self._since_save if _is_finite(each)]
+        self._since_save = []
+        names = finite[-1] if finite else {}
+        return {name: sum(each[name] for each in finite) / len(finite) for name in names}
+
+    def close(self) -> None:
+        """End the bar and the trace."""
+        self._tracing.close()
+        self._bar.close()
+
+    def _rates(self, step: int) -> dict[str, float]:
+        """Return the speed since the last time it was asked, nothing the first time."""
+        now = time.perf_counter()
+        since, first = self._clock or (now, step)
+        self._clock = now, step
+        return self._telling.work.rates((step - first) / (now - since)) if step > first else {}
+
+
+def _is_finite(values: Mapping[str, float]) -> bool:
+    """Judge a step by what `make_update` skips it for."""
+    return all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm"))
+
+
+class _Unread:
+    """The metrics of the steps since the last ones read, still on their devices."""
+
+    def __init__(self, skip: bool, repeat: Callable[[int], Mapping[str, Any]]) -> None:
+        self._skip, self._repeat = skip, repeat
+        self._skipped = 0
+        self._held: list[tuple[int, int, dict[str, Array]]] = []
+
+    def add(self, step: int, length: int, metrics: dict[str, Array]) -> None:
+        """Take the metrics of the `length` steps after `step`."""
+        self._held.append((step, length, metrics))
+
+    def read(self) -> dict[int, dict[str, float]]:
+        """Return the values of each step by its number.
+
+        Raises:
+            NotFinite: if one is not finite, unless such are skipped; at the `MAX_SKIPPED`th in a
+                row all the same.
+        """
+        found = {}
+        for first, length, metrics in jax.device_get(self._held):
+            columns = {name: np.reshape(value, -1) for name, value in metrics.items()}
+            for i in range(length):
+                found[first + i + 1] = {name: float(v[i]) for name, v in columns.items()}
+        self._held = []
+        for step, values in found.items():
+            if _is_finite(values):
+                self._skipped = 0
+                continue
+            self._skipped += 1
+            problem = NotFinite(step, values, self._repeat(step), skipped=self._skipped - 1)
+            if not self._skip or self._skipped >= MAX_SKIPPED:
+                raise problem
+            if distributed.is_main():
+                sys.stderr.write(f"Step {step} is not finite and was skipped: {values}.\n")
+        return found
+
+
+class _Tracing:
+    """A profiler trace of some steps after the first call."""
+
+    def __init__(self, profile: tuple[Path, int] | None) -> None:
+        self._profile, self._on, self._until = profile, False, 0
+
+    def after(self, steps: int, metrics: Any) -> None:
+        """Begin or end the trace, `steps` having been made and `metrics` being the last's."""
+        if self._profile is None:
+            return
+        folder, count = self._profile
+        if not self._on:
+            jax.profiler.start_trace(folder)
+            self._on, self._until = True, steps + count
+        elif steps >= self._until:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """End the trace."""
+        if self._on:
+            jax.profiler.stop_trace()
+        self._profile, self._on = None, False
