@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import checks, files, rows
-from jaxdiff.training import distributed, judging, lock, loop, parallel, throughput
+from jaxdiff.devices import distributed
+from jaxdiff.training import judging, lock, loop, parallel, throughput
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.parallel import Mode
