@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 from experiments.common import command, evaluations, fitting, options
-from experiments.common.averages import NO_CHOICE, Average
+from experiments.common.averages import Average
 from experiments.common.command import Refusal, refusing
 from experiments.common.devices import Devices, Running
 from experiments.common.methods import MethodName
@@ -48,12 +48,12 @@ from experiments.images.model import (
     pixels,
     to_record,
 )
+from experiments.images.trained import describe as describe
+from experiments.images.trained import restore as restore
 from jaxdiff import data, plotting, training
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
-from jaxdiff.training.checkpoint import Restored
 from jaxdiff.training.export import export_params
-from jaxdiff.training.trainer import open_checkpoints
 from jaxdiff.typing import Batch, PyTree
 
 
@@ -359,30 +359,6 @@ def export(
         path.parent.mkdir(parents=True, exist_ok=True)
         record = to_record(config) | images.to_record() | {"step": restored.step}
         export_params(path, restored.state["params"] if raw else params, record)
-
-
-def describe(config: Config, directory: Path) -> data.Description:
-    """Return what the images of a run are, by its record where that says it."""
-    return image_data.describe(config, runs.read_record(directory) or {})
-
-
-def restore(
-    directory: Path, average: Average = NO_CHOICE, option: str = "--run-dir"
-) -> tuple[Config, Restored, PyTree]:
-    """Return the config, the newest sound checkpoint and an average of a run, or refuse."""
-    remedy = f" Train one first:\n  python -m experiments.digits train --run-dir {directory}"
-    record = runs.read_record(command.existing(directory, option, remedy))
-    with open_checkpoints(directory) as checkpoints:
-        restored = None if record is None else checkpoints.restore()
-        if record is None and checkpoints.steps():
-            raise Refusal(
-                f"{option} {directory} holds checkpoints and no config.json, which says what they "
-                "are of. Bring it back."
-            )
-        if record is None or restored is None:
-            raise Refusal(f"{option} {directory} holds no checkpoint yet.{remedy}")
-        config = from_record(record["config"])
-        return config, restored, average.of(config, restored.state["ema"], checkpoints)
 
 
 def main(argv: list[str]) -> int:

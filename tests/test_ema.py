@@ -102,3 +102,30 @@ def test_sums_keep_the_dtype():
 def test_what_has_no_meaning_is_refused(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_a_warm_up_forgets_the_start_and_ends_as_the_constant_decay():
+    decay = ema.Warmup(0.99)
+    averages = {"warm": jnp.zeros(3), "still": jnp.ones(3)}
+    move = jax.jit(
+        lambda averages, params, step: {
+            "warm": ema.move(averages["warm"], params, decay, step),
+            "still": ema.move(averages["still"], 0.0 * params, decay, step),
+        }
+    )
+    by_hand = np.zeros(3)
+    for step, params in enumerate(PATH[:50], 1):
+        averages = move(averages, jnp.asarray(params), jnp.int32(step))
+        d = min(0.99, (1 + step) / (10 + step))
+        by_hand = d * by_hand + (1 - d) * params
+    np.testing.assert_allclose(averages["warm"], by_hand, rtol=1e-6)
+    share = ema.initial_share(decay, 50)
+    np.testing.assert_allclose(averages["still"], share, rtol=1e-5)
+    assert share < 1e-6 < 0.5 < ema.initial_share(0.99, 50)
+    assert float(decay(jnp.int32(889))) < 0.99 == pytest.approx(float(decay(jnp.int32(2000))))
+
+
+@pytest.mark.parametrize("bad", [1.5, -0.1, float("nan")])
+def test_a_warm_up_to_no_decay_is_refused(bad):
+    with pytest.raises(ValueError, match=r"`ema_decay\['a'\]\.decay` must lie in"):
+        training.init({"w": jnp.ones(2)}, optax.sgd(0.1), ema_decay={"a": ema.Warmup(bad)})

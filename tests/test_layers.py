@@ -24,8 +24,9 @@ LAYER = {
     "denoisers": 2.2,
     **dict.fromkeys(("mixtures", "guidance", "losses", "samplers", "likelihood"), 3),
     "metrics": 3,
-    **dict.fromkeys(("nn", "data", "training", "plotting"), 4),
-    "__init__": 5,
+    **dict.fromkeys(("nn", "data", "devices", "plotting"), 4),
+    **dict.fromkeys(("training", "generation"), 5),
+    "__init__": 6,
 }
 HEAVY = ("flax", "optax", "orbax", "tensorflow_datasets", "grain", "matplotlib", "sklearn")
 MODULES = sorted((ROOT / "jaxdiff").rglob("*.py"))

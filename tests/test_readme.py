@@ -70,13 +70,16 @@ TRUE = {
     "networks.alternate(": lambda names, said: (
         int(names["state"].step) == 5 and float(names["metrics"]["generator_grad_norm"]) > 0
     ),
+    "runs/corners": lambda names, said: float(re.match(r"[\d.]+", said)[0]) > 0.6,
+    "runs/mine": lambda names, said: "16 images, and 20 steps" in said,
     "flax.linen": lambda names, said: "8 losses" in said,
 }
 """What holds after a block that holds a text: (its names, what it printed) -> whether."""
 
 
 @pytest.mark.parametrize("code", BLOCKS)
-def test_a_python_block_runs_alone_and_says_what_is_true(code, capsys):
+def test_a_python_block_runs_alone_and_says_what_is_true(code, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = run(code)
     said = capsys.readouterr().out
     for text, holds in TRUE.items():

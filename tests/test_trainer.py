@@ -13,7 +13,8 @@ import pytest
 
 from jaxdiff import numerics, training
 from jaxdiff.training import lock, loop, parallel, run
-from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.checkpoint import CheckpointError, Checkpoints
+from jaxdiff.training.loading import average_of
 from jaxdiff.training.parallel import mode_of_one_device
 from jaxdiff.training.trainer import NONFINITE
 
@@ -219,3 +220,37 @@ def test_what_cannot_be_meant_is_refused_and_leaves_no_folder(tmp_path, options,
     with pytest.raises(error, match=said):
         fit(tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_read_back_without_its_network(tmp_path):
+    with pytest.raises(run.RunError, match="does not exist"):
+        training.load_run(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
+        training.load_run(tmp_path)
+    decays = {"main": 0.9, "slow": training.ema.Warmup(0.99)}
+    made = training.make_update(loss_fn, optax.adam(0.1), ema_decay=decays)
+    state = fit(
+        tmp_path, 9, update=made, make_state=lambda: made.init({"w": jnp.ones(())}), record={"a": 1}
+    )
+    found = training.load_run(tmp_path)
+    assert (found.step, found.config, found.record["config"]) == (9, {"a": 1}, {"a": 1})
+    assert_same(found.params, state.ema["main"])
+    assert_same(training.load_run(tmp_path, "slow").params, state.ema["slow"])
+    assert_same(training.load_run(tmp_path, raw=True).params, state.params)
+    assert training.load_run(tmp_path, step=8).step == 8
+    for options, said in (
+        ({"average": "fast"}, "`average` must be one of 'main', 'slow'.*got 'fast'"),
+        ({"average": "slow", "raw": True}, "`average` and `raw`"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            training.load_run(tmp_path, **options)
+
+
+def test_an_average_is_found_by_part_and_by_name():
+    params = {"critic": {"w": 1.0}, "generator": {"w": 2.0}}
+    assert average_of(params, params) is params
+    named = {part: {"main": tree, "other": {"w": 0.0}} for part, tree in params.items()}
+    assert average_of(params, named) == params
+    assert average_of(params, named, "other")["critic"] == {"w": 0.0}
+    with pytest.raises(ValueError, match="`average` must be None"):
+        average_of(params, params, "main")

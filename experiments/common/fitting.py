@@ -109,7 +109,7 @@ def ema_decays(config: TrainingConfig) -> ema.EmaDecay:
     return {MAIN: config.ema_decay, **more, **wide} if more or wide else config.ema_decay
 
 
-def warn_of_start(averages: Iterable[tuple[float | ema.PowerDecay, int]]) -> None:
+def warn_of_start(averages: Iterable[tuple[ema.Decay, int]]) -> None:
     """Say on stderr which averages still hold much of the initial parameters at the end of a run.
 
     Args:

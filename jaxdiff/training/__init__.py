@@ -3,7 +3,9 @@
 from jaxdiff.extras import needed_by
 
 with needed_by("jaxdiff.training"):
+    from jaxdiff.devices import distributed
     from jaxdiff.training import checkpoint, ema, networks, parallel
+    from jaxdiff.training.loading import Run, load_run
     from jaxdiff.training.run import Record
     from jaxdiff.training.state import TrainState, init
     from jaxdiff.training.telling import Cadence
@@ -16,12 +18,15 @@ __all__ = [
     "Keep",
     "Record",
     "Report",
+    "Run",
     "TrainState",
     "Update",
     "checkpoint",
+    "distributed",
     "ema",
     "fit",
     "init",
+    "load_run",
     "make_update",
     "networks",
     "parallel",

@@ -45,16 +45,39 @@ class PowerDecay(NamedTuple):
         return jnp.exp((exponent(self.std) + 1.0) * jnp.log1p(-1.0 / t))
 
 
-EmaDecay: TypeAlias = float | PowerDecay | Mapping[str, float | PowerDecay]
+class Warmup(NamedTuple):
+    """A decay that rises to a constant one, min(decay, (1 + t) / (10 + t)), for `make_update`.
+
+    The average of a constant decay holds decay^t of the initial parameters; this one forgets
+    them as t^-9 while it rises.
+
+    Attributes:
+        decay: the constant one, in [0, 1].
+
+    Source: `num_updates` of TensorFlow's `tf.train.ExponentialMovingAverage`; t counts the update
+    that is averaged, as in the code of Song et al. 2021 (arXiv:2011.13456).
+    """
+
+    decay: float
+
+    def __call__(self, step: Array) -> Array:
+        """Return the decay of the update that makes step t = 1, 2, ..."""
+        t = jnp.asarray(step, jnp.float32)
+        return jnp.minimum(self.decay, (1.0 + t) / (10.0 + t))
+
+
+Decay: TypeAlias = float | PowerDecay | Warmup
+"""How one average forgets."""
+EmaDecay: TypeAlias = Decay | Mapping[str, Decay]
 """One decay, or several by name."""
 
 
-def decay_at(decay: float | PowerDecay, step: Array) -> float | Array:
+def decay_at(decay: Decay, step: Array) -> float | Array:
     """Return the d of ema <- d ema + (1 - d) params in the update that makes step `step`."""
-    return decay(step) if isinstance(decay, PowerDecay) else decay
+    return decay(step) if isinstance(decay, PowerDecay | Warmup) else decay
 
 
-def check_decay(ema_decay: EmaDecay) -> Mapping[str, float | PowerDecay] | None:
+def check_decay(ema_decay: EmaDecay) -> Mapping[str, Decay] | None:
     """Check decays; return them if they are named.
 
     Raises:
@@ -65,8 +88,10 @@ def check_decay(ema_decay: EmaDecay) -> Mapping[str, float | PowerDecay] | None:
         which = f"`ema_decay[{name!r}]`" if name else "`ema_decay`"
         if isinstance(decay, PowerDecay):
             _check_std(decay.std, f"{which}.std")
-            continue
-        checks.number(which.strip("`"), decay, 0.0, 1.0)
+        elif isinstance(decay, Warmup):
+            checks.number(f"{which.strip('`')}.decay", decay.decay, 0.0, 1.0)
+        else:
+            checks.number(which.strip("`"), decay, 0.0, 1.0)
     return named if isinstance(ema_decay, Mapping) else None
 
 
@@ -100,12 +125,18 @@ def move(averages: PyTree, params: PyTree, ema_decay: EmaDecay, step: Array) -> 
     return jax.tree.map(of_leaf, averages, params)
 
 
-def initial_share(decay: float | PowerDecay, num_steps: int) -> float:
+def initial_share(decay: Decay, num_steps: int) -> float:
     """Return how much of an average is still the parameters before the first of `num_steps`.
 
-    It is decay^num_steps; a power-function average forgets them at once.
+    It is decay^num_steps, or the product of decays that rise; a power-function average forgets
+    them at once.
     """
-    return 0.0 if isinstance(decay, PowerDecay) else float(decay) ** num_steps
+    if isinstance(decay, PowerDecay):
+        return 0.0
+    if isinstance(decay, Warmup):
+        t = np.arange(1.0, num_steps + 1.0)
+        return float(np.prod(np.minimum(decay.decay, (1.0 + t) / (10.0 + t))))
+    return float(decay) ** num_steps
 
 
 def exponent(std: float) -> float:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.training import distributed
+from jaxdiff.devices import distributed
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.program import Steps
 from jaxdiff.training.signals import catch_signals

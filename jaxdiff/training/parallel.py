@@ -20,8 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from jaxdiff import checks
-from jaxdiff.training.map_rows import map_rows
-from jaxdiff.training.placement import (
+from jaxdiff.devices.map_rows import map_rows
+from jaxdiff.devices.placement import (
     AXIS,
     FSDP,
     check_batch,

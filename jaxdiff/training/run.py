@@ -59,8 +59,15 @@ class Record(NamedTuple):
 
 
 def as_record(record: Record | Mapping[str, Any] | None) -> Record | None:
-    """Return the record of a config that is given alone."""
-    return record if record is None or isinstance(record, Record) else Record(record)
+    """Return the record of a config, which may be given alone, as JSON holds it.
+
+    Raises:
+        TypeError: if JSON cannot hold the config.
+    """
+    if record is None:
+        return None
+    record = record if isinstance(record, Record) else Record(record)
+    return record._replace(config=json.loads(json.dumps(dict(record.config))))
 
 
 def recorded(run_dir: Path) -> Record | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from jaxdiff.training import distributed
+from jaxdiff.devices import distributed
 from jaxdiff.training.throughput import NO_WORK, Work
 from jaxdiff.typing import Array
 

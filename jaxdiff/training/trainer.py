@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import checks, files, rows
-from jaxdiff.training import distributed, judging, lock, loop, parallel, throughput
+from jaxdiff.devices import distributed
+from jaxdiff.training import judging, lock, loop, parallel, throughput
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.parallel import Mode
@@ -136,44 +137,32 @@ def fit(
     cadence = Cadence(*(checks.count(f"cadence.{k}", v) for k, v in cadence._asdict().items()))
     key, mode = rows.one_key(key), parallel.mode_of_one_device() if mode is None else mode
     record = runs.as_record(record)
-    config = {} if record is None else json.loads(json.dumps(dict(record.config)))
-    _agree(config, record, key, num_steps, cadence)
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(lock.writing(directory))
+    _agree(record, key, num_steps, cadence)
+    with lock.writing(directory) as folder:
         if record is not None:
-            runs.reconcile(folder, config, free=record.free, defaults=record.defaults)
-        checkpoints = stack.enter_context(open_checkpoints(folder, record, keep))
-        state = begin(checkpoints, make_state, mode, frozen)
-        start = int(state.step)
-        if start >= num_steps:
-            return state
-        batches = iter(batches_from(start))
-        first = next(batches, None)
-        if first is None:
-            raise loop.DataEnded(start, num_steps)
-        steps, work = mode.steps(update), work_of(update, state, key, first, mode)
-        log: runs.MetricsLog | runs.NoLog = runs.NoLog()
-        if distributed.is_main():
-            # First what may be found wrong: until then the record says what it said.
-            board = folder / TENSORBOARD if report.tensorboard else None
-            log = runs.MetricsLog(folder / runs.METRICS, after=start, tensorboard=board)
-            stack.enter_context(contextlib.closing(log))
-            if record is not None:
-                runs.write_record(folder, config, free=record.free, also=record.also)
-            report.begun()
-        telling = _telling(folder, log, work, key, report)
-        with _reporting(folder):
-            return loop.fit(
-                state,
-                steps,
-                parallel.everywhere(key, mode.whole),
-                itertools.chain([first], batches),
-                num_steps=num_steps,
-                checkpoints=checkpoints,
-                config=config,
-                cadence=cadence,
-                telling=telling,
-            )
+            runs.reconcile(folder, record.config, free=record.free, defaults=record.defaults)
+        with open_checkpoints(folder, record, keep) as checkpoints:
+            state = begin(checkpoints, make_state, mode, frozen)
+            start = int(state.step)
+            if start >= num_steps:
+                return state
+            batches = iter(batches_from(start))
+            first = next(batches, None)
+            if first is None:
+                raise loop.DataEnded(start, num_steps)
+            steps, work = mode.steps(update), work_of(update, state, key, first, mode)
+            with _saying(folder, start, record, work, key, report) as telling:
+                return loop.fit(
+                    state,
+                    steps,
+                    parallel.everywhere(key, mode.whole),
+                    itertools.chain([first], batches),
+                    num_steps=num_steps,
+                    checkpoints=checkpoints,
+                    config={} if record is None else record.config,
+                    cadence=cadence,
+                    telling=telling,
+                )
 
 
 def open_checkpoints(
@@ -284,11 +273,9 @@ def work_of(update: Update, state: TrainState, key: Key, batch: Batch, mode: Mod
     return Work(examples, flops, None if peak is None else peak * mode.num_shards)
 
 
-def _agree(
-    config: Mapping[str, Any], record: Record | None, key: Key, num_steps: int, cadence: Cadence
-) -> None:
+def _agree(record: Record | None, key: Key, num_steps: int, cadence: Cadence) -> None:
     """Check that all processes were given the same; what is free in a config is each one's own."""
-    free = () if record is None else record.free
+    config, free = ({}, ()) if record is None else (record.config, record.free)
     counted = {name: value for name, value in config.items() if name not in free}
     distributed.agree(
         config=json.dumps(counted, sort_keys=True),
@@ -298,25 +285,32 @@ def _agree(
     )
 
 
-def _telling(folder: Path, log: Any, work: Work, key: Key, report: Report) -> Telling:
-    """Return what the loop says: of several processes only process 0 shows and traces."""
+@contextlib.contextmanager
+def _saying(
+    folder: Path, start: int, record: Record | None, work: Work, key: Key, report: Report
+) -> Iterator[Telling]:
+    """Open the log, write the record, and write down what repeats a step that is not finite.
+
+    Of several processes process 0 alone writes and shows.
+    """
 
     def repeat(step: int) -> dict[str, Any]:
         drawn = jax.random.key_data(jax.random.fold_in(key, step - 1)).tolist()
         return {**report.repeat(step - 1), "key_data": drawn}
 
-    main = distributed.is_main()
-    traced = report.profile_steps and main
-    profile = (folder / PROFILE, report.profile_steps) if traced else None
-    return Telling(log, work, report.progress and main, profile, repeat)
-
-
-@contextlib.contextmanager
-def _reporting(folder: Path) -> Iterator[None]:
-    """Write down what repeats a step that is not finite."""
-    try:
-        yield
-    except NotFinite as error:
-        if distributed.is_main():
+    if not distributed.is_main():
+        yield Telling(runs.NoLog(), work, repeat=repeat)
+        return
+    # First what may be found wrong: until then the record says what it said.
+    board = folder / TENSORBOARD if report.tensorboard else None
+    log = runs.MetricsLog(folder / runs.METRICS, after=start, tensorboard=board)
+    profile = (folder / PROFILE, report.profile_steps) if report.profile_steps else None
+    with contextlib.closing(log):
+        if record is not None:
+            runs.write_record(folder, record.config, free=record.free, also=record.also)
+        report.begun()
+        try:
+            yield Telling(log, work, report.progress, profile, repeat)
+        except NotFinite as error:
             files.write_text(folder / NONFINITE, json.dumps(error.details, indent=2) + "\n")
-        raise
+            raise

@@ -239,8 +239,8 @@ def make_update(
         loss_of: in place of `loss_fn`: ``state -> loss_fn``, of the traced state, for a loss that
             depends on its `step`, `ema`, `frozen` or `statistics`. The gradient is that with
             respect to the `params` that the loss is given, and no other part of the state.
-        ema_decay: the d of ema <- d ema + (1 - d) params, in [0, 1], or a `PowerDecay`; a mapping
-            of names to decays keeps one average a name.
+        ema_decay: the d of ema <- d ema + (1 - d) params, in [0, 1], a `Warmup` to one or a
+            `PowerDecay`; a mapping of names to decays keeps one average a name.
         part: the part of `params`, a dictionary by part, that alone is differentiated, optimised
             and averaged; the loss is given all. See `networks.alternate`.
         axis_name: the mapped axis over which batches are split into equal shards (a `jax.pmap` or

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff.training.placement import AXIS
+from jaxdiff.devices.placement import AXIS
 from jaxdiff.typing import PyTree
 
 
