@@ -9,12 +9,12 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from experiments import bench, digits
@@ -48,20 +48,28 @@ def run(capsys, *argv):
     return code, out.out, out.err
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Programs are kept as users keep them: most tests here train by the same one."""
+    changes = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in changes}
+    for values in (changes, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is changes:
+            yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of the smoke preset, by the real command line."""
+    """A run of the smoke preset, by the command line; `test_smokes.py` has it in a new process."""
     folder = tmp_path_factory.mktemp("runs") / "smoke"
-    command = [sys.executable, "-W", "error", "-m", "experiments.digits", "train"]
-    done = subprocess.run(
-        [*command, "--preset", "smoke", "--run-dir", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
-    assert done.returncode == 0, done.stderr
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        assert digits.main(["train", "--preset", "smoke", "--run-dir", str(folder)]) == 0
     return folder
 
 
@@ -100,12 +108,13 @@ def test_train_leaves_everything_that_others_rely_on(trained):
             assert name != "reverse.gif" or image.n_frames >= 5
 
 
-def test_the_same_command_on_a_finished_run_changes_nothing(trained, capsys):
+def test_the_same_command_or_the_folder_alone_on_a_finished_run_changes_nothing(trained, capsys):
     before = listing(trained)
-    code, out, _ = run(capsys, "train", "--preset", "smoke", "--run-dir", trained)
-    assert code == 0
-    assert "report.md" in out
-    assert listing(trained) == before
+    for preset in (("--preset", "smoke"), ()):
+        code, out, err = run(capsys, "train", *preset, "--run-dir", trained)
+        assert code == 0, err
+        assert "report.md" in out
+        assert listing(trained) == before
 
 
 def fit(folder, num_steps):
@@ -124,8 +133,24 @@ def assert_same_bits(one, two):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
 
 
-def test_a_run_in_two_parts_ends_with_the_bits_of_the_run_in_one(trained, tmp_path):
+def test_a_run_in_two_parts_ends_with_the_bits_of_the_run_in_one(trained, tmp_path, monkeypatch):
+    """And holds its state once where it goes on."""
+
+    class Here(Exception):
+        pass
+
+    def look(state, *args, **options):
+        held = sum(leaf.nbytes for leaf in jax.live_arrays()) - before
+        raise Here(held / sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+
     fit(tmp_path, 10)
+    gc.collect()
+    before = sum(leaf.nbytes for leaf in jax.live_arrays())
+    with monkeypatch.context() as looking:
+        looking.setattr(loop, "fit", look)
+        with pytest.raises(Here) as caught:
+            fit(tmp_path, 20)
+    assert caught.value.args[0] < 1.2
     assert_same_bits(fit(tmp_path, 20), digits.restore(trained)[1])
 
 
@@ -208,10 +233,11 @@ def test_a_run_is_judged_by_what_is_asked_and_the_last_step_has_the_last_word(
     assert "held_out_bits_per_dim" not in results
     assert "4 held-out images" in err  # progress
     config = dataclasses.replace(PRESETS["smoke"], num_steps=20)
-    assert not digits.is_judged(config, folder, "test")
-    assert digits.is_judged(config, trained, "test")
+    held_out = arrays("test", [0, 1])
+    assert not digits.is_judged(config, folder, held_out)
+    assert digits.is_judged(config, trained, held_out)
     other = dataclasses.replace(config, sample_steps=9)
-    assert digits.is_judged(other, trained, "test")
+    assert digits.is_judged(other, trained, held_out)
     assert "sample_steps 8 (asked 9); `evaluate` makes another" in capsys.readouterr().err
 
 
@@ -398,11 +424,14 @@ def test_bfloat16_computes_and_float32_is_kept(tmp_path, trained, monkeypatch):
 
     monkeypatch.setattr(training.GradientUpdate, "in_parts", made)
     monkeypatch.setattr(loop, "fit", fitted)
+    before = jax.config.jax_compilation_cache_dir
+    compilation_cache.reset_cache()
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         running.start()
         digits.fit(config, open_images(config, "train"), tmp_path, running, progress=False)
-        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_compilation_cache_dir", before)
         _, restored, _ = digits.restore(tmp_path)
+    compilation_cache.reset_cache()
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(restored.state)}
     assert dtypes == {np.dtype(np.float32), np.dtype(np.int32)}
     lines, in_float32 = (read_metrics(each / "metrics.jsonl") for each in (tmp_path, trained))
@@ -458,23 +487,6 @@ def test_steps_that_are_not_finite_are_skipped_where_asked(tmp_path, capsys):
     _, restored, _ = digits.restore(tmp_path)
     assert restored.step == 20
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored.state))
-
-
-def test_a_resumed_run_holds_its_state_once(tmp_path, monkeypatch):
-    class Here(Exception):
-        pass
-
-    def look(state, *args, **options):
-        held = sum(leaf.nbytes for leaf in jax.live_arrays()) - before
-        raise Here(held / sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-
-    fit(tmp_path, 10)
-    gc.collect()
-    before = sum(leaf.nbytes for leaf in jax.live_arrays())
-    monkeypatch.setattr(loop, "fit", look)
-    with pytest.raises(Here) as caught:
-        fit(tmp_path, 20)
-    assert caught.value.args[0] < 1.2
 
 
 def test_sigterm_outside_training_exits_as_ctrl_c_does(capsys, monkeypatch):
@@ -536,6 +548,13 @@ def test_another_config_is_refused_by_the_names_of_its_fields(trained, capsys):
     assert code == 1
     assert "--seed: there 0, asked 1" in err
     assert "--width: there 32, asked 64" in err
+    code, _, err = run(capsys, "train", f"--run-dir={trained}", "--width", 64)
+    assert code == 1
+    assert err.splitlines()[1:-1] == ["  --width: there 32, asked 64"]  # the rest as recorded
+    code, _, err = run(capsys, "train", "--run-dir", trained, "--preset", "full", "--width", 32)
+    assert code == 1  # a preset that is given is given whole
+    assert "--batch-size: there 32, asked 64" in err
+    assert "--width" not in err
     assert listing(trained) == before
 
 
@@ -623,6 +642,7 @@ def test_unknown_options_name_the_nearest(capsys, argv, said):
     assert said in err
 
 
+@pytest.mark.slow
 def test_bench_ends_with_its_ratio(capsys):
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         assert bench.main(["train_step", "--preset", "smoke", "--rounds", "2"]) == 0
