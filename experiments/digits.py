@@ -53,6 +53,7 @@ from experiments.images.trained import restore as restore
 from jaxdiff import data, plotting, training
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
+from jaxdiff.training.checkpoint import Restored
 from jaxdiff.training.export import export_params
 from jaxdiff.typing import Batch, PyTree
 
