@@ -234,9 +234,13 @@ def sample(
     one_file = path.suffix.lower() == ".png"
     if path.suffix and not one_file:
         raise Refusal(f"--out must end in .png, or be a folder without an ending; got {out}.")
+    if not out or (not one_file and path.is_file()):
+        got = "a file without it" if out else "an empty name"
+        raise Refusal(f"--out must be a file that ends in .png, or a folder; got {got} {out}.")
     guiding.check()
     devices.start()
     directory = command.existing(run_dir)
+    record = runs.read_record(directory) or {}
     with refusing(runs.RunError, say="The samples would be others: "):
         runs.check_random(directory)
     config, restored, params = restore(directory, average)
@@ -245,7 +249,6 @@ def sample(
     num_classes = images.num_classes or 1
     asked = None if label is None else image_data.label_of(label, images)
     labels = np.arange(num) % num_classes if asked is None else np.full(num, asked)
-    record = runs.read_record(directory) or {}
     model, params, guided = guided_by(guiding, weaker_of(guiding), config, params, images, record)
     generate = make_generator(
         model, images.shape, sampler, num_steps, grid=config.sample_grid, devices=devices.local()
@@ -262,7 +265,7 @@ def sample(
             path.parent.mkdir(parents=True, exist_ok=True)
             plotting.save_sheet(path, draw(0, num))
         elif not one_file:
-            record = {
+            said = {
                 **identity(restored),
                 **dataclasses.asdict(average),
                 "sampler": sampler,
@@ -272,7 +275,7 @@ def sample(
                 "num": num,
                 "guidance": guided,
             }
-            streaming.write(path, record, draw, labels, progress=not quiet)
+            streaming.write(path, said, draw, labels, progress=not quiet)
 
 
 def identity(restored: Restored) -> dict[str, Any]:
@@ -322,9 +325,15 @@ def evaluate(
     image_data.check(config, train, held_out)
     known = image_data.describe(config, record or {})
     if train.description != known:
+        there = known.to_record()
+        differing = ", ".join(
+            f"{name} {value}, recorded {there[name]}"
+            for name, value in train.description.to_record().items()
+            if value != there[name]
+        )
         raise Refusal(
             f"--data-dir: {train.name} in {train.location} holds other images than this run was "
-            f"trained on: {train.description}, recorded {known}."
+            f"trained on: {differing}. Say by --data-dir where those are."
         )
     with refusing(OSError, say=f"--run-dir {directory} cannot be written: "):
         digits_report.write(

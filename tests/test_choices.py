@@ -9,11 +9,13 @@ import jax
 import pytest
 
 from experiments import digits
-from experiments.common.command import REPORT
+from experiments.common.command import PRESET, REPORT, defaults_of
 from experiments.common.evaluations import EVALUATION
+from experiments.common.fitting import FREE
 from experiments.images import model as image_model
 from experiments.toy2d import model as toy2d
 from experiments.toy2d.__main__ import main as toy2d_main
+from jaxdiff.training import run as runs
 
 SMALL = {
     digits.main: ("--num-steps", "2", "--width", "8", "--batch-size", "8", "--sample-steps", "2"),
@@ -116,3 +118,35 @@ def test_every_field_refuses_what_it_cannot_be_by_its_name():
             with pytest.raises(Exception, match=option) as caught:
                 check(broken)
             assert type(caught.value).__name__ == "Refusal"
+
+
+def as_asked(experiment, *argv):
+    return defaults_of(argv, experiment.PRESETS, experiment.asked_again)
+
+
+@pytest.mark.parametrize("experiment", [image_model, toy2d])
+def test_what_is_not_given_is_as_recorded_and_a_preset_that_is_given_is_given_whole(
+    experiment, tmp_path
+):
+    presets, folder = experiment.PRESETS, tmp_path / "run"
+    assert as_asked(experiment, "--run-dir", str(folder)) == (presets["full"], "full")
+    config = dataclasses.replace(presets["smoke"], width=24, decay_steps=7, num_steps=30)
+    record = json.loads(json.dumps(dataclasses.asdict(config)))
+    runs.write_record(folder, record, free=FREE, also={PRESET: "smoke"})
+    for words in (["--run-dir", str(folder)], [f"--run_dir={folder}", "--num-steps", "40"]):
+        assert as_asked(experiment, *words) == (config, "smoke")
+    given = as_asked(experiment, "--run-dir", str(folder), "--preset", "smoke")
+    assert given == (presets["smoke"], "smoke")
+    (folder / "config.json").write_text("{")  # the command says what is wrong with it
+    assert as_asked(experiment, "--run-dir", str(folder)) == (presets["full"], "full")
+
+
+def test_a_recorded_folder_of_images_is_asked_for_by_its_path():
+    config = dataclasses.replace(
+        image_model.PRESETS["full"], data="folder", data_dir="/there", image_size=8
+    )
+    again = image_model.asked_again(image_model.to_record(config))
+    assert (again.data, again.data_dir, again.image_size) == ("/there", None, 8)
+    named = dataclasses.replace(config, data="mnist", image_size=None)
+    again = image_model.asked_again(image_model.to_record(named))
+    assert (again.data, again.data_dir) == ("mnist", None)  # where it lies is as recorded

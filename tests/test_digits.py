@@ -165,6 +165,33 @@ def no_data(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_data")
+def test_samples_by_other_random_numbers_are_refused(trained, capsys, tmp_path):
+    """Image i depends on the run, the seed and i only: one file and a folder have one rule."""
+    for out in ("a.png", "folder"):
+        with jax.default_matmul_precision("highest"):
+            code, _, err = run(capsys, "sample", "--run-dir", trained, "--out", tmp_path / out)
+        assert code == 1
+        assert "The samples would be others" in err
+        assert "JAX_DEFAULT_MATMUL_PRECISION: there None, here highest" in err
+        assert not (tmp_path / out).exists()
+
+
+@pytest.mark.usefixtures("no_data")
+def test_guided_samples_are_others_and_a_folder_holds_one_kind(trained, capsys, tmp_path):
+    options = ("sample", "--run-dir", trained, "--num-steps", 2, "--num", 4, "--quiet")
+    guided = ("--guidance-scale", 2, "--interval", 0.1, 5, "--out", tmp_path / "guided")
+    code, _, err = run(capsys, *options, *guided, "--weaker-run", trained)
+    assert code == 0, err
+    said = json.loads((tmp_path / "guided" / "samples.json").read_text())["guidance"]
+    assert said["weaker_run"].keys() == {"run", "step"}
+    assert (said["scale"], said["rule"], said["interval"]) == (2.0, "linear", [0.1, 5.0])
+    for other in ((), ("--guidance-scale", 3), ("--guidance-scale", 2, "--rule", "projected")):
+        code, _, err = run(capsys, *options, "--out", tmp_path / "guided", *other)
+        assert code == 1
+        assert "holds other images: guidance {'scale': 2.0" in err
+
+
+@pytest.mark.usefixtures("no_data")
 def test_sample_draws_the_asked_images(trained, capsys, tmp_path):
     out = tmp_path / "made" / "here.png"
     options = ("--run-dir", trained, "--num-steps", 4, "--seed", 3)
@@ -612,7 +639,17 @@ def test_another_config_is_refused_by_the_names_of_its_fields(trained, capsys):
         ),
         (("train", "--run-dir", "{tmp}", "--data", "fashion_mnis"), "--data: `name` must be know"),
         (("sample", "--run-dir", "{run}", "--out", "{tmp}/a.txt"), "--out must end in .png"),
+        (
+            ("sample", "--run-dir", "{run}", "--out", "{tmp}/a.png", "--interval", "2", "1"),
+            "--interval must be LOW HIGH",
+        ),
+        (
+            ("sample", "--run-dir", "{run}", "--out", "{tmp}/a.png", "--weaker-run", "{tmp}/no"),
+            "--weaker-run {tmp}/no does not exist. Train one first",
+        ),
         (("sample", "--run-dir", "{run}", "--out", "{tmp}/file/a.png"), "--out"),
+        (("sample", "--run-dir", "{run}", "--out", "{tmp}/file"), "got a file without it {tmp}/fi"),
+        (("sample", "--run-dir", "{run}", "--out", ""), "or a folder; got an empty name"),
         (("sample", "--run-dir", "{run}", "--out", "{tmp}/a.png", "--label", "10"), "--label"),
         (("sample", "--run-dir", "{run}", "--out", "{tmp}/a.png", "--num", "0"), "--num"),
     ],

@@ -1,5 +1,6 @@
 """Where likelihoods of trained models run, and what is said where they cannot be taken."""
 
+import dataclasses
 import json
 
 import jax
@@ -14,8 +15,10 @@ from experiments.common.evaluations import EVALUATION, JUDGED, is_judged
 from experiments.common.methods import METHODS
 from experiments.images import judging as digits_likelihood
 from experiments.images.judging import chunks, is_full, mixture_bits, mixture_rows
+from experiments.images.model import PRESETS
 from jaxdiff import data, denoisers, likelihood, predictions, processes
 
+SIZES = [(8, 1), (28, 1), (32, 3), (64, 3)]
 PROCESSES = {"cosine": processes.cosine(), "flow": processes.flow()}
 
 
@@ -100,6 +103,30 @@ def test_mixtures_of_many_dimensions_are_bounded(monkeypatch):
     assert all(7.0 < value < 9.0 for value in bits.values())  # 8 bits: levels are uniform
     few = data.Images.from_arrays(levels[:10])
     assert mixture_rows(jax.random.key(0), few, 0)[0].shape == (10, 12, 12, 1)
+
+
+def of_shape(*shape):
+    return data.Images("mine", "test", 9, shape, 256, None, [])
+
+
+def test_large_images_are_judged_in_bounded_time_and_memory(monkeypatch):
+    config = PRESETS["full"]
+    found = [digits_likelihood.num_examples(config, of_shape(n, n, c)) for n, c in SIZES]
+    assert found == [297, 41, 10, 8]
+    asked = dataclasses.replace(config, eval_examples=500)
+    assert digits_likelihood.num_examples(asked, of_shape(64, 64, 3)) == 500
+    rows = []
+    monkeypatch.setattr(data.Images, "rows", lambda self, indices: rows.append(len(indices)) or {})
+    for n, c in SIZES[1:]:
+        with pytest.raises(KeyError):
+            mixture_rows(
+                jax.random.key(0), dataclasses.replace(of_shape(n, n, c), num_examples=60_000), 0
+            )
+    assert rows == [5000, 5000, 1365]
+    notes = []
+    args = jax.random.key(0), of_shape(96, 96, 3), np.zeros((2, 96, 96, 3)), 0, notes, False
+    assert digits_likelihood.judge_mixture(config, *args) == ({}, "")
+    assert notes == ["No mixture was fitted: images of 27648 numbers are too many for EM."]
 
 
 def test_a_report_is_of_a_step_and_an_average(tmp_path):

@@ -36,7 +36,10 @@ class Average:
         if self.ema is None or self.ema == MAIN:
             return main_average(config, averages)
         if self.ema not in names:
-            raise Refusal(f"--ema must be one of {', '.join(names)}; got {self.ema}.")
+            raise Refusal(
+                f"--ema must be one of {', '.join(names)}; got {self.ema}. Training keeps others "
+                "by --more-ema-decays and --ema-stds."
+            )
         return averages[self.ema]
 
     def _made(self, checkpoints: Checkpoints) -> PyTree:

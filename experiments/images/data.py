@@ -158,6 +158,8 @@ def describe(config: Config, run: Mapping[str, Any]) -> data.Description:
     if found is None:
         return open_images(config, "train", recorded=True).description
     try:
+        if not isinstance(found, dict):
+            raise TypeError(f"`data` must be an object; got {found!r}.")
         return data.Description.from_record(found)
     except (TypeError, ValueError, AttributeError) as error:
         raise Refusal(

@@ -20,8 +20,9 @@ from jaxdiff.typing import Array, Key, PyTree
 
 CHUNK_NUMBERS = 2**17
 """Numbers (images times pixels) whose likelihood is solved for at once."""
-EVAL_IMAGES, EVAL_NUMBERS = 297, 2**17
-"""Images at most whose likelihood is taken unless told otherwise, and numbers in them."""
+EVAL_IMAGES, EVAL_NUMBERS, EVAL_LEAST = 297, 2**15, 8
+"""Images at most whose likelihood is taken unless told otherwise, numbers in them, and images at
+least."""
 MIXTURE_IMAGES, MIXTURE_NUMBERS = 5000, 2**24
 """Training images at most that a mixture is fitted to, and numbers in them."""
 MIXTURE_DIMS = 2**14
@@ -61,7 +62,7 @@ def num_examples(config: Config, images: data.Images) -> int:
     """Return of how many images of such a split the likelihood is taken, if there are so many."""
     if config.eval_examples is not None:
         return config.eval_examples
-    return max(2, min(EVAL_IMAGES, EVAL_NUMBERS // math.prod(images.shape)))
+    return max(EVAL_LEAST, min(EVAL_IMAGES, EVAL_NUMBERS // math.prod(images.shape)))
 
 
 class Judged(NamedTuple):

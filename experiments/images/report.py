@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ __all__ = ["make_bits_of", "settings", "write"]
 PER_CLASS, MAX_CLASSES = 8, 20
 PATH_NUMBERS = 2**25
 """Numbers at most, of all images at all times, that the figure of trajectories is drawn from."""
+TIMED_NUMBERS = 2**21
+"""Numbers of all samples at all times beyond which the few trajectories are timed instead."""
 
 
 def write(
@@ -119,7 +122,7 @@ def draw(
     devices: Sequence[jax.Device] | None = None,
 ) -> float:
     """Draw the figures; return samples per second, compilation left out."""
-    shown = shown_classes(test)
+    shown, size = shown_classes(test), config.sample_steps * math.prod(test.shape)
     labels = np.repeat(shown, PER_CLASS)
     generate = make_generator(
         model,
@@ -129,11 +132,8 @@ def draw(
         grid=config.sample_grid,
         devices=devices,
     )
-    key_warm, key_samples, key_noise, key_path = jax.random.split(key, 4)
-    generate(params, key_warm, labels)
-    start = time.perf_counter()
-    x0, _ = generate(params, key_samples, labels)
-    rate = len(labels) / (time.perf_counter() - start)
+    key_noise = jax.random.split(key, 4)[2]
+    x0, path, rate = _sampled(partial(generate, params), key, labels, shown[:10], size)
     drawn = pixels(x0, test.num_levels).reshape(len(shown), PER_CLASS, *test.shape)
     names = test.class_names or [str(k) for k in range(test.num_classes or 1)]
     plotting.save_by_class(
@@ -145,11 +145,6 @@ def draw(
     )
     _draw_noising(model, key_noise, test, shown[:10], directory)
 
-    one_each = shown[
-        : max(1, min(10, PATH_NUMBERS // (config.sample_steps * math.prod(test.shape))))
-    ]
-    _, path = generate(params, key_path, one_each, keep_path=True)
-    assert path is not None
     frames = pixels(path, test.num_levels)
     kept = np.unique(np.linspace(0, len(frames) - 1, 11).round().astype(int))
     starts = METHODS["ddim"].start(model.process, model.model.needs_signal)
@@ -171,6 +166,32 @@ def draw(
         ylabel=f"squared error of {config.loss_on or config.prediction}",
     )
     return rate
+
+
+def _sampled(
+    generate: Any, key: Key, labels: np.ndarray, one_each: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return samples, trajectories (T + 1, N, H, W, C) of some, and samples per second.
+
+    Args:
+        generate: draws images of labels.
+        key: of all.
+        labels: of the samples, which are timed after a first call, unless they are large: then
+            the fewer trajectories are.
+        one_each: labels of the trajectories; of very large images only the first are drawn.
+        size: numbers in one trajectory.
+    """
+    key_warm, key_samples, _, key_path = jax.random.split(key, 4)
+    one_each = one_each[: max(1, PATH_NUMBERS // size)]
+    large = len(labels) * size > TIMED_NUMBERS
+    timed, key_timed = (one_each, key_path) if large else (labels, key_samples)
+    generate(key_warm, timed, keep_path=large)
+    start = time.perf_counter()
+    found = generate(key_timed, timed, keep_path=large)
+    rate = len(timed) / (time.perf_counter() - start)
+    if large:
+        return generate(key_samples, labels)[0], found[1], rate
+    return found[0], generate(key_path, one_each, keep_path=True)[1], rate
 
 
 def shown_classes(images: data.Images) -> np.ndarray:
