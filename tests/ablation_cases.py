@@ -89,8 +89,8 @@ QUICK = Ablation(
     base=plane.Config(
         loss="flow_matching", process="flow", batch_size=4, num_steps=10, sample_steps=4
     ),
-    axes={"loss": ("flow_matching", "flow_matching_ot"), "sample_steps": (2, 4)},
-    measures=("spread",),
+    axes={"loss": ("flow_matching", "flow_matching_ot"), "learning_rate": (1.5e-3, 1e-2)},
+    measures=("norm",),
     seeds=2,
 )
 OTHER = dataclasses.replace(QUICK, axes={"loss": ("flow_matching", "flow_matching_ot")})

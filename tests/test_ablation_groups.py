@@ -76,7 +76,7 @@ def test_seeds_and_rates_side_by_side_are_what_runs_of_toy2d_are():
     trained = training.train(ablation.world.problem(group.config), group)
     assert len(group.members) == 8
     assert trained.finite.all()
-    for i, member in [(0, group.members[0]), (7, group.members[7])]:
+    for i, member in [(7, group.members[7])]:  # with each axis off its base
         config = dataclasses.replace(TINY, **member)
         model = toy2d.build_model(config)
         drawn = toy2d.batches(config, model.target, 0)
@@ -176,7 +176,11 @@ def watched(base, refused):
     [
         (plane.WORLD, dataclasses.replace(TINY, process="vp", times="stratified")),
         (images.WORLD, dataclasses.replace(MAKERS["ends"]()["smoke"].base, weighting="min_snr")),
-        (images.WORLD, dataclasses.replace(MAKERS["ends"]()["smoke"].base, network="unet")),
+        pytest.param(
+            images.WORLD,
+            dataclasses.replace(MAKERS["ends"]()["smoke"].base, network="unet"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["plane", "dit", "unet"],
 )
@@ -224,9 +228,15 @@ def test_an_axis_over_seeds_gives_them():
     assert cells(ablation) == [{}]
 
 
-def test_several_averages_come_of_one_run():
+@pytest.mark.parametrize(
+    "measures",
+    [
+        ("score_error", "wasserstein"),
+        pytest.param(("bend", "nll_gap"), marks=pytest.mark.slow),
+    ],
+)
+def test_several_averages_come_of_one_run(measures):
     base = dataclasses.replace(TINY, more_ema_decays=(0.0,), average=0.9)
-    measures = ("score_error", "bend", "nll_gap", "wasserstein")
     ablation = tiny(base=base, axes={"average": (0.0, 0.9)}, measures=measures)
     (group,) = groups(ablation)
     result = judging.run_group(ablation, group)
@@ -234,7 +244,7 @@ def test_several_averages_come_of_one_run():
     for row in result["rows"]:
         by_average.setdefault(row["average"], []).append([row[name] for name in measures])
     values = np.array(list(by_average.values()))  # (averages, seeds, measures)
-    assert values.shape == (2, 2, 4)
+    assert values.shape == (2, 2, 2)
     assert (np.ptp(values, axis=0) > 0.0).all()
 
 

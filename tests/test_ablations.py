@@ -154,7 +154,7 @@ def test_a_finished_folder_is_left_alone_and_another_ablation_refused(quick, cap
     assert "preset: there full, asked smoke" in told
     assert "base.width: there 64, asked 8" in told
     assert run(quick, name="ablation_cases:OTHER") == 1
-    assert "axis.sample_steps: there [2, 4], asked None" in capsys.readouterr().err
+    assert "axis.learning_rate: there [0.0015, 0.01], asked None" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in quick.rglob("*")} == before
 
 
@@ -175,14 +175,14 @@ def test_verify_passes_and_finds_a_row_that_was_changed(tmp_path, quick, capsys)
     _, ablation = ablate.reopen(copy, NAME)
     group = groups(ablation)[1]
     result = store.read_group(copy, ablation, group)
-    result["rows"][1]["spread"] += 1e-6
+    result["rows"][1]["norm"] += 1e-6
     store.write_group(copy, group, result)
     assert ablate.main(["report", str(copy), *TOLD]) == 0
     capsys.readouterr()
     assert ablate.main(["verify", str(copy), "--quiet", *TOLD]) == 1
     said = capsys.readouterr()
     (differing,) = [line for line in said.out.splitlines() if "DIFFERS  loss=" in line]
-    assert "spread: there" in differing
+    assert "norm: there" in differing
     assert "does not reproduce" in said.err
 
 
@@ -202,9 +202,9 @@ def damage(name, text, other):
     if name == "rows swapped":
         return seal({**content, "rows": content["rows"][::-1]})
     if name == "not a number":
-        return seal({**content, "rows": [{**first, "spread": "1"}, *content["rows"][1:]]})
+        return seal({**content, "rows": [{**first, "norm": "1"}, *content["rows"][1:]]})
     if name == "value":
-        at = text.index('"spread": ') + len('"spread": ') + 4
+        at = text.index('"norm": ') + len('"norm": ') + 4
         return text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :]
     return {"copy": other, "cut": text[: len(text) // 2], "list": "[]", "sealed": "{}"}[name]
 
@@ -215,7 +215,7 @@ def damage(name, text, other):
         ("empty", "holds 0 rows for 4"),
         ("row lost", "holds 3 rows for 4"),
         ("rows swapped", "rows are not those of this group"),
-        ("not a number", "no finite spread"),
+        ("not a number", "no finite norm"),
         ("value", "checksum"),
         ("copy", "copy of group 1"),
         ("cut", "cannot be read"),
@@ -327,8 +327,6 @@ def test_a_folder_goes_on_when_configs_gain_fields(tmp_path, quick, monkeypatch,
     assert run(copy) == 0
     assert snapshot(copy) == snapshot(quick)
     assert ablate.main(["verify", str(copy), "--quiet", *TOLD]) == 0
-    assert ablate.main(["report", str(copy), *TOLD]) == 0
-    assert snapshot(copy) == snapshot(quick)
 
 
 def test_a_later_field_counts_in_a_row_where_it_is_off_its_default():
@@ -378,7 +376,7 @@ def test_a_changed_table_is_told_from_its_groups(tmp_path, quick, capsys):
     _, ablation = ablate.reopen(copy, NAME)
     results = store.read_groups(copy, ablation)
     assert ablate.table_differs(copy, ablation, results) == 0
-    change_a_digit(copy / "results.csv", rows_of(copy)[5]["spread"][2:])
+    change_a_digit(copy / "results.csv", rows_of(copy)[5]["norm"][2:])
     assert ablate.table_differs(copy, ablation, results) == 1
     assert "results.csv line 7" in capsys.readouterr().out
 
