@@ -1,7 +1,19 @@
-"""What the tests of ablations read of a folder."""
+"""What the tests of ablations share: what they read of a folder, and one that takes no time."""
 
 import csv
+import dataclasses
 import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.ablations import plane
+from experiments.ablations.definition import Ablation
+from experiments.ablations.world import Measure
+from experiments.common import fitting
+from jaxdiff import training
 
 
 def rows_of(folder):
@@ -16,3 +28,73 @@ def snapshot(folder):
     kept["results.json"] = (folder / "results.json").read_bytes()
     groups_ = [json.loads(p.read_text())["rows"] for p in sorted(folder.glob("groups/*"))]
     return kept | {"groups": groups_}
+
+
+def relative(tree, other):
+    gap = optax.tree.norm(jax.tree.map(lambda a, b: a - b, tree, other))
+    return float(gap / optax.tree.norm(other))
+
+
+def train_alone(config, batches, init_params, loss):
+    optimizer = fitting.build_optimizer(config)
+    decay = config.ema_decay
+    state = training.init(init_params(), optimizer, ema_decay=decay)
+    update = jax.jit(training.make_update(loss, optimizer, ema_decay=decay))
+    for _ in range(config.num_steps):
+        state, _ = update(state, jax.random.key(config.seed), next(batches))
+    return state.ema
+
+
+class Point:
+    """A problem whose model is a point that moves to the data: folders are the same for all."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def init_params(self, member):
+        return {"x": jax.random.normal(member.key, (2,))}
+
+    def loss(self, member):
+        def loss_fn(params, key, batch):
+            gap = batch["x0"] - params["x"] - (member.config.loss == "flow_matching_ot")
+            return jnp.sum(gap**2, -1), {}
+
+        return loss_fn
+
+    def table(self, config):
+        return np.full(2, config.seed, np.float32)
+
+    def batch(self, member, table, step):
+        key = jax.random.fold_in(member.key, step)
+        return {"x0": table + jax.random.normal(key, (member.config.batch_size, 2))}
+
+    def draw(self, member, params):
+        noise = jax.random.normal(jax.random.fold_in(member.key, 1), (16, 2))
+        return params["x"] + noise / member.config.sample_steps
+
+    def calls(self, config):
+        return config.sample_steps
+
+    def call_flops(self):
+        return 1.0
+
+
+MEASURES = {
+    "norm": Measure("norm", of_model=lambda problem, member, params: jnp.sum(params["x"] ** 2)),
+    "spread": Measure("spread", of_samples=lambda problem, how, seed, x: float(x.std())),
+}
+QUICK = Ablation(
+    question="What does a folder go through?",
+    world=plane.WORLD._replace(problem=Point, measures=MEASURES),
+    base=plane.Config(
+        loss="flow_matching", process="flow", batch_size=4, num_steps=10, sample_steps=4
+    ),
+    axes={"loss": ("flow_matching", "flow_matching_ot"), "learning_rate": (1.5e-3, 1e-2)},
+    measures=("norm",),
+    seeds=2,
+)
+OTHER = dataclasses.replace(QUICK, axes={"loss": ("flow_matching", "flow_matching_ot")})
+BOTH = {"full": QUICK, "smoke": dataclasses.replace(QUICK, seeds=1)}
+NAME = "ablation_cases:QUICK"
+"""As a command line names it, and as those that read a folder must be told."""
+TOLD = ("--definition", NAME)

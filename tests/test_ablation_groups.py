@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Annotated
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from ablation_cases import rows_of, snapshot
+from ablation_cases import NAME, QUICK, relative, rows_of, snapshot, train_alone
 from scipy import stats
 
 from experiments import ablate
@@ -31,10 +32,12 @@ from experiments.ablations import (
 from experiments.ablations.catalogue import MAKERS
 from experiments.ablations.definition import Ablation, cells, groups, record
 from experiments.ablations.fields import fit_type
+from experiments.ablations.world import Member
 from experiments.benches import seeds as seeds_bench
 from experiments.common import fitting
+from experiments.common.options import Role
 from experiments.toy2d import model as toy2d
-from jaxdiff import data, plotting
+from jaxdiff import plotting
 from jaxdiff import training as library
 from jaxdiff.training.loop import STOPPED_EXIT_CODE
 
@@ -66,48 +69,19 @@ def tiny(**options):
 # --- Groups ---------------------------------------------------------------------------------
 
 
-def relative(tree, other):
-    gap = optax.tree.norm(jax.tree.map(lambda a, b: a - b, tree, other))
-    return float(gap / optax.tree.norm(other))
-
-
-def train_alone(config, batches, init_params, loss):
-    optimizer = fitting.build_optimizer(config)
-    decay = config.ema_decay
-    state = library.init(init_params(), optimizer, ema_decay=decay)
-    update = jax.jit(library.make_update(loss, optimizer, ema_decay=decay))
-    for _ in range(config.num_steps):
-        state, _ = update(state, jax.random.key(config.seed), next(batches))
-    return state.ema
-
-
 def test_seeds_and_rates_side_by_side_are_what_runs_of_toy2d_are():
-    ablation = tiny(axes={"learning_rate": (1.5e-3, 1e-2)}, seeds=2)
+    axes = {"learning_rate": (1.5e-3, 1e-2), "ema_decay": (0.9, 0.5)}
+    ablation = tiny(axes=axes, seeds=2)
     (group,) = groups(ablation)
     trained = training.train(ablation.world.problem(group.config), group)
-    assert len(group.members) == 4
+    assert len(group.members) == 8
     assert trained.finite.all()
-    for i, member in enumerate(group.members):
+    for i, member in [(7, group.members[7])]:  # with each axis off its base
         config = dataclasses.replace(TINY, **member)
         model = toy2d.build_model(config)
         drawn = toy2d.batches(config, model.target, 0)
         alone = train_alone(config, drawn, model.init_params, toy2d.build_loss(config, model))
         assert relative(jax.tree.map(lambda x, i=i: x[i], trained.ema), alone) < 1e-5
-
-
-def test_images_side_by_side_are_what_a_run_of_digits_is():
-    base = dataclasses.replace(MAKERS["ends"]()["smoke"].base, decay_steps=6, ema_decay=0.9)
-    ablation = Ablation("", images.WORLD, base, {"beta_max": (8.0, 20.0)}, ("frechet",), seeds=2)
-    (group,) = groups(ablation)
-    trained = training.train(ablation.world.problem(group.config), group)
-    config = dataclasses.replace(base, **group.members[3])
-    assert (config.beta_max, config.seed) == (20.0, 1)
-    train = data.load_images("digits", "train")
-    model = images.image_model.build_model(config, train)
-    drawn = data.batches(train, config.batch_size, seed=config.seed)
-    loss = images.image_model.build_loss(config, model, train.num_levels)
-    alone = train_alone(config, drawn, model.init_params, loss)
-    assert relative(jax.tree.map(lambda x: x[3], trained.ema), alone) < 1e-5
 
 
 def test_neither_only_nor_shards_change_groups():
@@ -159,6 +133,80 @@ def test_what_a_config_does_not_read_makes_no_rows():
     assert found == pytest.approx({"process=cosine": 30.0, "beta_max=10": 10.0, "beta_max=5": 20.0})
 
 
+def test_a_program_is_made_anew_for_a_field_that_configs_gain():
+    @dataclasses.dataclass(frozen=True)
+    class Config(plane.Config):
+        temperature: Annotated[float, Role.SAMPLING] = 1.0
+
+    world = plane.WORLD._replace(config=Config)
+    ablation = Ablation("", world, Config(), {"temperature": (1.0, 0.5)}, ("wasserstein",), seeds=2)
+    (group,) = groups(ablation)
+    assert [how["temperature"] for how in group.samplings] == [1.0, 0.5]
+    members, traced = training.members_of(group), []
+
+    def draw(member, params):
+        traced.append(member.config)
+        return member.config.temperature * params
+
+    mapped = members.map(draw)
+    for how in (*group.samplings, *group.samplings):
+        drawn = mapped(dataclasses.replace(members.config, **how), np.ones(2))
+        assert np.array_equal(drawn, [how["temperature"]] * 2)
+    assert len(traced) == 2
+
+
+def watched(base, refused):
+    """Return a config that writes down which fields are read of it, and does not give some."""
+    read = set()
+
+    class Watched(type(base)):
+        def __getattribute__(self, name):
+            if name in refused:
+                raise AssertionError(f"{name} is read of the config, not of the numbers")
+            read.add(name)
+            return super().__getattribute__(name)
+
+    config = object.__new__(Watched)
+    config.__dict__.update(base.__dict__)
+    return config, read
+
+
+@pytest.mark.parametrize(
+    ("world", "base"),
+    [
+        (plane.WORLD, dataclasses.replace(TINY, process="vp", times="stratified")),
+        (images.WORLD, dataclasses.replace(MAKERS["ends"]()["smoke"].base, weighting="min_snr")),
+        pytest.param(
+            images.WORLD,
+            dataclasses.replace(MAKERS["ends"]()["smoke"].base, network="unet"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["plane", "dit", "unet"],
+)
+def test_a_problem_reads_numbers_apart_and_a_field_that_it_does_not_read_is_said(world, base):
+    config, read = watched(base, world.numbers)
+    numbers = {name: jnp.float32(getattr(base, name)) for name in world.numbers}
+    member = Member(config, numbers, jax.random.key(0))
+    problem = world.problem(base)
+
+    def everything():
+        params = problem.init_params(member)
+        table = jax.tree.map(jnp.asarray, problem.table(base))
+        batch = problem.batch(member, table, jnp.int32(0))
+        loss = problem.loss(member)(params, member.key, batch)
+        optimizer = training.build_optimizer(member).init(params)
+        found = [m.of_model(problem, member, params) for m in world.measures.values() if m.of_model]
+        return loss, optimizer, fitting.ema_decays(config, 0.5), found, problem.draw(member, params)
+
+    jax.eval_shape(everything)
+    problem.calls(config)
+    fields = {field.name for field in dataclasses.fields(base)} - world.numbers - {"seed"}
+    fields -= world.averages | {"num_steps", "batch_size", "data"}  # read before a member is made
+    silent = fields - read
+    assert silent <= world.unread(base).keys()
+
+
 def test_an_average_in_the_plane_forgets_its_start():
     for num_steps in (10, 1000, 14_000):
         config = plane.Config(num_steps=num_steps)
@@ -180,30 +228,37 @@ def test_an_axis_over_seeds_gives_them():
     assert cells(ablation) == [{}]
 
 
-def test_several_averages_come_of_one_run():
-    base = dataclasses.replace(TINY, more_ema_decays=(0.0, 0.99), average=0.9)
-    measures = ("score_error", "bend", "nll_gap")
-    ablation = tiny(base=base, axes={"average": (0.0, 0.9, 0.99)}, measures=measures)
+@pytest.mark.parametrize(
+    "measures",
+    [
+        ("score_error", "wasserstein"),
+        pytest.param(("bend", "nll_gap"), marks=pytest.mark.slow),
+    ],
+)
+def test_several_averages_come_of_one_run(measures):
+    base = dataclasses.replace(TINY, more_ema_decays=(0.0,), average=0.9)
+    ablation = tiny(base=base, axes={"average": (0.0, 0.9)}, measures=measures)
     (group,) = groups(ablation)
     result = judging.run_group(ablation, group)
     by_average = {}
     for row in result["rows"]:
         by_average.setdefault(row["average"], []).append([row[name] for name in measures])
     values = np.array(list(by_average.values()))  # (averages, seeds, measures)
-    assert values.shape == (3, 2, 3)
+    assert values.shape == (2, 2, 2)
     assert (np.ptp(values, axis=0) > 0.0).all()
 
 
 def test_a_diverged_run_is_empty_and_hurts_no_other(tmp_path):
-    ablation = tiny(axes={"weight_decay": (1e-4, 1e12)}, measures=("score_error",), seeds=2)
-    base = dataclasses.replace(TINY, num_steps=30, learning_rate=1e3, warmup_steps=1)
-    ablation = dataclasses.replace(ablation, base=base)
+    steps = {"num_steps": 30, "learning_rate": 1e3, "warmup_steps": 1}
+    base = dataclasses.replace(QUICK.base, **steps)
+    axes = {"weight_decay": (1e-4, 1e12)}
+    ablation = dataclasses.replace(QUICK, base=base, axes=axes, measures=("norm",))
     (group,) = groups(ablation)
     rows = judging.run_group(ablation, group)["rows"]
-    assert [row["score_error"] is None for row in rows][2:] == [True, True]
+    assert [row["norm"] is None for row in rows][2:] == [True, True]
     table = statistics.tabulate(ablation, rows)
-    assert statistics.summarize(table)[1]["score_error_mean"] is None
-    assert statistics.compare(table, "score_error") == []
+    assert statistics.summarize(table)[1]["norm_mean"] is None
+    assert statistics.compare(table, "norm") == []
 
 
 # --- Refusals -------------------------------------------------------------------------------
@@ -230,6 +285,15 @@ def test_a_diverged_run_is_empty_and_hurts_no_other(tmp_path):
         ({"axes": {"loss": ("denoising", "slicd")}}, ValueError, "nearest: 'sliced'"),
         ({"axes": {"width": (16,)}}, ValueError, "must hold the base's 8"),
         ({"axes": {"width": (8, 8)}}, ValueError, "each once"),
+        ({"axes": {"beta_max": (20, 20.0)}}, ValueError, "each once"),
+        ({"axes": {"width": (8,)}}, ValueError, "`width` changes nothing: it has one value, 8"),
+        (
+            {"axes": {"decay_steps": (10, None)}},
+            ValueError,
+            "`decay_steps` changes nothing at None",
+        ),
+        ({"axes": {"eval_tolerance": (1e-3, 1e-2)}}, ValueError, "no measure.*of the likelihood"),
+        ({"base": dataclasses.replace(TINY, more_ema_decays=[0.5])}, TypeError, "tuples, no lists"),
         ({"axes": {"beta_max": (20.0, float("nan"))}}, ValueError, "finite"),
         ({"measures": ("score_eror",)}, ValueError, "nearest: `score_error`"),
         ({"base": toy2d.Config()}, TypeError, "must be a .*plane.Config"),
@@ -260,14 +324,12 @@ def test_an_ablation_of_ones_own_is_refused_or_run(tmp_path, monkeypatch, capsys
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_ablation.py").write_text(
         "import dataclasses\n"
-        "from experiments.ablations import plane\n"
-        "from experiments.ablations.definition import Ablation\n"
+        "from ablation_cases import QUICK\n"
         "def make(**axes):\n"
-        "    base = plane.Config(width=8, depth=1, batch_size=16, num_steps=2, eval_points=16)\n"
-        "    return Ablation('Mine?', plane.WORLD, base, axes, ('score_error',), seeds=1)\n"
+        "    return dataclasses.replace(QUICK, axes=axes, measures=('norm',), seeds=1)\n"
         "MINE = make(clip_norm=(1.0, 2.0))\n"
-        "BAD = make(batch_size=(16, -1))\n"
-        "BOTH = {'full': MINE, 'smoke': make(clip_norm=(1.0,))}\n"
+        "BAD = make(batch_size=(4, -1))\n"
+        "BOTH = {'full': MINE, 'smoke': make()}\n"
         "def __getattr__(name):\n"
         "    return make(clip_nrm=(1.0,))\n"
     )
@@ -417,8 +479,8 @@ def check_kills(tmp_path, times):
     Where it ends before it is killed, it starts anew in another folder.
     """
     root = os.path.dirname(os.path.dirname(os.path.abspath(ablate.__file__)))
-    environment = os.environ | {"PYTHONPATH": root}
-    options = ["coupling", "--preset", "smoke", "--quiet", "--run-dir"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((root, os.path.dirname(__file__)))}
+    options = [NAME, "--quiet", "--run-dir"]
     start = time.perf_counter()
     assert ablate.main([*options, str(tmp_path / "whole")]) == 0
     longest = time.perf_counter() - start + 4.0  # seconds of starting Python
@@ -449,7 +511,7 @@ def test_a_signal_stops_between_two_steps_and_stores_no_half(tmp_path, monkeypat
         return real(ablation, group, tick)
 
     monkeypatch.setattr(judging, "run_group", run_group)
-    command = ["losses", "--preset", "smoke", "--quiet", "--run-dir", str(tmp_path)]
+    command = [NAME, "--quiet", "--run-dir", str(tmp_path)]
     assert ablate.main(command) == STOPPED_EXIT_CODE
     assert "Run the same command to go on" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "groups").iterdir()] == ["000.json"]

@@ -200,9 +200,8 @@ class Ablation:
 
     def check(self) -> None:
         """Refuse what any of the configs cannot mean, before anything trains."""
-        for group in groups(self):
-            for row in group.rows():
-                self.world.check(replaced(group.config, row))
+        for cell in cells(self):
+            self.world.check(replaced(self.base, cell))
 
 
 def groups(ablation: Ablation) -> list[Group]:

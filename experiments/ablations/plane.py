@@ -91,7 +91,7 @@ class PlaneProblem:
     def batch(self, member: Member, table: PyTree, step: Array) -> Batch:
         """Return the batch of a step."""
         key = jax.random.fold_in(jax.random.fold_in(member.key, 1), step)
-        return {"x0": self.build(member).target.sample(key, member.config.batch_size)}
+        return {"x0": make_target(member.config.target).sample(key, member.config.batch_size)}
 
     def draw(self, member: Member, params: PyTree) -> Array:
         """Return samples (N, 2), drawn as the member's config says."""

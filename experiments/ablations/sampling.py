@@ -1,6 +1,7 @@
 """What both kinds of data share: hyper-parameters that are swept, and sampling under `vmap`."""
 
 import dataclasses
+import functools
 from typing import Annotated, Any
 
 import jax
@@ -126,10 +127,15 @@ def calls(config: RunConfig) -> int:
     Raises:
         Refusal: if they do not follow from the config.
     """
-    found = METHODS[config.sampler].calls(config.sample_steps)
+    found = _calls(config.sampler, config.sample_steps)
     if found is None:
         raise Refusal(f"sampler {config.sampler} chooses its own number of calls; take another.")
     return found
+
+
+@functools.cache
+def _calls(sampler: str, num_steps: int) -> int | None:
+    return METHODS[sampler].calls(num_steps)
 
 
 def call_flops(model: Any, shape: tuple[int, ...], *cond: Any) -> float | None:

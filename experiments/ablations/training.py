@@ -7,7 +7,7 @@ between two calls; how many make a part changes no number.
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,9 +19,7 @@ from experiments.ablations.definition import SEED, Group
 from experiments.ablations.fields import replaced
 from experiments.ablations.world import Member, Problem, RunConfig, member_of
 from experiments.common import fitting
-from experiments.common.evaluations import MAIN
 from jaxdiff import training
-from jaxdiff.training import ema
 from jaxdiff.typing import Array, PyTree
 
 SECONDS_A_CALL = 2.0
@@ -104,7 +102,7 @@ def train(
     tables = jax.tree.map(lambda *rows: np.stack(rows), *map(problem.table, whole))
 
     def start(member: Member[RunConfig]) -> training.TrainState:
-        decays = ema_decays(member)
+        decays = fitting.ema_decays(member.config, member.numbers["ema_decay"])
         return training.init(problem.init_params(member), build_optimizer(member), ema_decay=decays)
 
     began = time.perf_counter()
@@ -144,7 +142,9 @@ def _advance(problem: Problem, config: RunConfig) -> Callable[..., PyTree]:
     ) -> PyTree:
         member = member_of(config, own)
         update = training.make_update(
-            problem.loss(member), build_optimizer(member), ema_decay=ema_decays(member)
+            problem.loss(member),
+            build_optimizer(member),
+            ema_decay=fitting.ema_decays(member.config, member.numbers["ema_decay"]),
         )
 
         def body(step: Array, state: PyTree) -> PyTree:
@@ -158,15 +158,9 @@ def _advance(problem: Problem, config: RunConfig) -> Callable[..., PyTree]:
 def build_optimizer(member: Member[RunConfig]) -> optax.GradientTransformation:
     """Make the optimizer of experiments.common.fitting, of a member's own numbers."""
     numbers = member.numbers
-    of_one = fitting.build_schedule(replaced(member.config, {"learning_rate": 1.0}))
-    unit = fitting.adamw(of_one, numbers["clip_norm"], numbers["weight_decay"])
+    schedule = fitting.build_schedule(member.config, peak=1.0)
+    unit = fitting.adamw(schedule, numbers["clip_norm"], numbers["weight_decay"])
     return optax.chain(unit, optax.scale(numbers["learning_rate"]))
-
-
-def ema_decays(member: Member[RunConfig]) -> ema.EmaDecay:
-    """Return the decays of experiments.common.fitting, the first being a member's own."""
-    decays, own = fitting.ema_decays(member.config), member.numbers["ema_decay"]
-    return {**decays, MAIN: own} if isinstance(decays, Mapping) else own
 
 
 def average_of(trained: Trained, average: float | None) -> PyTree:

@@ -70,10 +70,14 @@ def adamw(
     )
 
 
-def build_schedule(config: TrainingConfig) -> optax.Schedule:
-    """The learning rate by step; a config without a `schedule` falls by a cosine."""
+def build_schedule(config: TrainingConfig, peak: float | None = None) -> optax.Schedule:
+    """The learning rate by step; a config without a `schedule` falls by a cosine.
+
+    Its peak is the config's unless one is given.
+    """
     decay_steps = config.decay_steps or config.num_steps
-    peak, warmup = config.learning_rate, min(config.warmup_steps, decay_steps - 1)
+    peak = config.learning_rate if peak is None else peak
+    warmup = min(config.warmup_steps, decay_steps - 1)
     rise, name = max(warmup, 1), getattr(config, "schedule", "cosine")
     if name == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, decay_steps, 0.01 * peak)
@@ -102,11 +106,15 @@ def cadence(config: TrainingConfig) -> training.Cadence:
     return training.Cadence(log=config.log_every, save=config.checkpoint_every)
 
 
-def ema_decays(config: TrainingConfig) -> ema.EmaDecay:
-    """The decay of a config, or by name all those that it keeps."""
+def ema_decays(config: TrainingConfig, main: float | None = None) -> ema.EmaDecay:
+    """The decay of a config, or by name all those that it keeps.
+
+    The first of them is the config's `ema_decay` unless given.
+    """
+    main = config.ema_decay if main is None else main
     more = {f"{decay:g}": decay for decay in getattr(config, "more_ema_decays", ())}
     wide = {f"std_{std:g}": ema.PowerDecay(std) for std in getattr(config, "ema_stds", ())}
-    return {MAIN: config.ema_decay, **more, **wide} if more or wide else config.ema_decay
+    return {MAIN: main, **more, **wide} if more or wide else main
 
 
 def warn_of_start(averages: Iterable[tuple[ema.Decay, int]]) -> None:
