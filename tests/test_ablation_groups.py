@@ -32,7 +32,7 @@ from experiments.ablations.catalogue import MAKERS
 from experiments.ablations.definition import Ablation, cells, groups, record
 from experiments.ablations.fields import fit_type
 from experiments.benches import seeds as seeds_bench
-from experiments.common import fitting
+from experiments.common import optimization
 from experiments.toy2d import model as toy2d
 from jaxdiff import data, plotting
 from jaxdiff import training as library
@@ -72,7 +72,7 @@ def relative(tree, other):
 
 
 def train_alone(config, batches, init_params, loss):
-    optimizer = fitting.build_optimizer(config)
+    optimizer = optimization.build_optimizer(config)
     decay = config.ema_decay
     state = library.init(init_params(), optimizer, ema_decay=decay)
     update = jax.jit(library.make_update(loss, optimizer, ema_decay=decay))
@@ -167,7 +167,7 @@ def test_an_average_in_the_plane_forgets_its_start():
 
 
 def test_averages_that_remember_their_start_are_said(capsys):
-    fitting.warn_of_start([(0.9997, 1000), (0.99, 1000), (0.9997, 1000)])
+    optimization.warn_of_start([(0.9997, 1000), (0.99, 1000), (0.9997, 1000)])
     (told,) = capsys.readouterr().err.splitlines()
     assert "after 1000 steps 74% of the average of decay 0.9997 is still the initial" in told
     assert "at most 0.99 " in told

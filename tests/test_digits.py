@@ -20,7 +20,7 @@ from PIL import Image
 from experiments import bench, digits
 from experiments.common import command, flows
 from experiments.common.devices import Running
-from experiments.common.fitting import build_optimizer, build_schedule
+from experiments.common.optimization import build_optimizer, build_schedule
 from experiments.images import data as image_data
 from experiments.images import judging as digits_likelihood
 from experiments.images import report as digits_report

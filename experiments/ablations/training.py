@@ -18,7 +18,7 @@ import optax
 from experiments.ablations.definition import SEED, Group
 from experiments.ablations.fields import replaced
 from experiments.ablations.world import Member, Problem, RunConfig, member_of
-from experiments.common import fitting
+from experiments.common import optimization
 from experiments.common.evaluations import MAIN
 from jaxdiff import training
 from jaxdiff.training import ema
@@ -156,21 +156,21 @@ def _advance(problem: Problem, config: RunConfig) -> Callable[..., PyTree]:
 
 
 def build_optimizer(member: Member[RunConfig]) -> optax.GradientTransformation:
-    """Make the optimizer of experiments.common.fitting, of a member's own numbers."""
+    """Make the optimizer of experiments.common.optimization, of a member's own numbers."""
     numbers = member.numbers
-    of_one = fitting.build_schedule(replaced(member.config, {"learning_rate": 1.0}))
-    unit = fitting.adamw(of_one, numbers["clip_norm"], numbers["weight_decay"])
+    of_one = optimization.build_schedule(replaced(member.config, {"learning_rate": 1.0}))
+    unit = optimization.adamw(of_one, numbers["clip_norm"], numbers["weight_decay"])
     return optax.chain(unit, optax.scale(numbers["learning_rate"]))
 
 
 def ema_decays(member: Member[RunConfig]) -> ema.EmaDecay:
-    """Return the decays of experiments.common.fitting, the first being a member's own."""
-    decays, own = fitting.ema_decays(member.config), member.numbers["ema_decay"]
+    """Return the decays of experiments.common.optimization, the first being a member's own."""
+    decays, own = optimization.ema_decays(member.config), member.numbers["ema_decay"]
     return {**decays, MAIN: own} if isinstance(decays, Mapping) else own
 
 
 def average_of(trained: Trained, average: float | None) -> PyTree:
     """Return the average of a decay, or that of `ema_decay`, of all members (M, ...)."""
     if average is None or average == trained.members.config.ema_decay:
-        return fitting.main_average(trained.members.config, trained.ema)
+        return optimization.main_average(trained.members.config, trained.ema)
     return trained.ema[f"{average:g}"]
