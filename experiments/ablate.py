@@ -25,7 +25,7 @@ from experiments.ablations.catalogue import MAKERS
 from experiments.ablations.definition import SEED, Ablation, Group, groups, record
 from experiments.ablations.fields import replaced, show
 from experiments.ablations.request import parse_only, parse_shard, reopen, resolve
-from experiments.common import command, fitting
+from experiments.common import command, optimization
 from experiments.common.command import Refusal
 from jaxdiff.training import loop
 
@@ -61,7 +61,7 @@ def command_of(name: str) -> Callable[..., None]:
         if preset == "full":
             configs = [replaced(g.config, row) for g in chosen for row in g.rows()]
             judged = [(c.ema_decay if c.average is None else c.average, c) for c in configs]
-            fitting.warn_of_start((decay, c.num_steps) for decay, c in judged)
+            optimization.warn_of_start((decay, c.num_steps) for decay, c in judged)
         run_groups(Path(run_dir), record(name, preset, ablation), ablation, chosen, quiet)
 
     if name in MAKERS:

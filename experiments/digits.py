@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.common import command, evaluations, fitting, options
+from experiments.common import command, evaluations, optimization, options
 from experiments.common.averages import Average
 from experiments.common.command import Refusal, refusing
 from experiments.common.devices import Devices, Running
@@ -90,7 +90,7 @@ def train(
     moved = config.data_dir in (None, (record or {"config": {}})["config"].get("data_dir"))
     asked = to_record(resolved(config, record))
     reconciled = runs.reconcile(
-        directory, asked, free=fitting.FREE, grows="num_steps", defaults=defaults()
+        directory, asked, free=optimization.FREE, grows="num_steps", defaults=defaults()
     )
     config = from_record(reconciled)
     split = eval_split or image_data.recorded_split(record)
@@ -156,7 +156,7 @@ def fit(
     """
     model, record = build_model(config, images), to_record(config)
     mode = running.mode(config.batch_size)
-    update = fitting.build_update(
+    update = optimization.build_update(
         config,
         build_loss(config, model, images.num_levels),
         skip_nonfinite=running.nonfinite == "skip",
@@ -178,7 +178,7 @@ def fit(
         return {"seed": config.seed, "indices": indices.tolist()}
 
     def begun() -> None:
-        fitting.warn_of_config(config)
+        optimization.warn_of_config(config)
         evaluations.outdate(directory)
 
     running.agree(record)
@@ -191,13 +191,13 @@ def fit(
         batches_from,
         key=jax.random.key(config.seed),
         num_steps=config.num_steps,
-        cadence=fitting.cadence(config),
+        cadence=optimization.cadence(config),
         mode=mode,
-        record=training.Record(record, fitting.FREE, defaults(), said),
+        record=training.Record(record, optimization.FREE, defaults(), said),
         keep=running.keep(),
         report=running.report(progress=progress, begun=begun, repeat=repeat),
     )
-    return distributed.gather(fitting.main_average(config, state.ema))
+    return distributed.gather(optimization.main_average(config, state.ema))
 
 
 def sample(
@@ -281,7 +281,7 @@ def sample(
 def identity(restored: Restored) -> dict[str, Any]:
     """Return what names a run and the step of a checkpoint."""
     return {
-        "run": runs.config_hash(restored.config, free=fitting.FREE),
+        "run": runs.config_hash(restored.config, free=optimization.FREE),
         "step": restored.step,
     }
 

@@ -2,8 +2,8 @@
 
 ``import jaxdiff`` gives the core, which imports JAX and NumPy alone: processes, forward,
 predictions, timesteps, weightings, mixtures, denoisers, guidance, losses, samplers, likelihood,
-metrics. ``jaxdiff.nn``, ``jaxdiff.data`` and ``jaxdiff.training`` are imported by name and need
-the extra ``[train]``.
+metrics. ``jaxdiff.generation`` is imported by name; so are ``jaxdiff.nn``, ``jaxdiff.data`` and
+``jaxdiff.training``, which need the extra ``[train]``.
 """
 
 from jaxdiff import (

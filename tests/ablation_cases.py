@@ -12,7 +12,7 @@ import optax
 from experiments.ablations import plane
 from experiments.ablations.definition import Ablation
 from experiments.ablations.world import Measure
-from experiments.common import fitting
+from experiments.common import optimization
 from jaxdiff import training
 
 
@@ -36,7 +36,7 @@ def relative(tree, other):
 
 
 def train_alone(config, batches, init_params, loss):
-    optimizer = fitting.build_optimizer(config)
+    optimizer = optimization.build_optimizer(config)
     decay = config.ema_decay
     state = training.init(init_params(), optimizer, ema_decay=decay)
     update = jax.jit(training.make_update(loss, optimizer, ema_decay=decay))

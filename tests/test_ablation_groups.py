@@ -34,7 +34,7 @@ from experiments.ablations.definition import Ablation, cells, groups, record
 from experiments.ablations.fields import fit_type
 from experiments.ablations.world import Member
 from experiments.benches import seeds as seeds_bench
-from experiments.common import fitting
+from experiments.common import optimization
 from experiments.common.options import Role
 from experiments.toy2d import model as toy2d
 from jaxdiff import plotting
@@ -197,7 +197,13 @@ def test_a_problem_reads_numbers_apart_and_a_field_that_it_does_not_read_is_said
         loss = problem.loss(member)(params, member.key, batch)
         optimizer = training.build_optimizer(member).init(params)
         found = [m.of_model(problem, member, params) for m in world.measures.values() if m.of_model]
-        return loss, optimizer, fitting.ema_decays(config, 0.5), found, problem.draw(member, params)
+        return (
+            loss,
+            optimizer,
+            optimization.ema_decays(config, 0.5),
+            found,
+            problem.draw(member, params),
+        )
 
     jax.eval_shape(everything)
     problem.calls(config)
@@ -215,7 +221,7 @@ def test_an_average_in_the_plane_forgets_its_start():
 
 
 def test_averages_that_remember_their_start_are_said(capsys):
-    fitting.warn_of_start([(0.9997, 1000), (0.99, 1000), (0.9997, 1000)])
+    optimization.warn_of_start([(0.9997, 1000), (0.99, 1000), (0.9997, 1000)])
     (told,) = capsys.readouterr().err.splitlines()
     assert "after 1000 steps 74% of the average of decay 0.9997 is still the initial" in told
     assert "at most 0.99 " in told

@@ -11,7 +11,7 @@ import pytest
 from experiments import digits
 from experiments.common.command import PRESET, REPORT, defaults_of
 from experiments.common.evaluations import EVALUATION
-from experiments.common.fitting import FREE
+from experiments.common.optimization import FREE
 from experiments.images import model as image_model
 from experiments.toy2d import model as toy2d
 from experiments.toy2d.__main__ import main as toy2d_main

@@ -20,12 +20,13 @@ from PIL import Image
 from experiments import bench, digits
 from experiments.common import command, flows
 from experiments.common.devices import Running
-from experiments.common.fitting import build_optimizer, build_schedule
+from experiments.common.optimization import build_optimizer, build_schedule
 from experiments.images import data as image_data
 from experiments.images import judging as digits_likelihood
 from experiments.images import report as digits_report
 from experiments.images import sample_folders as streaming
 from experiments.images import sources as image_sources
+from experiments.images import trained as image_trained
 from experiments.images.model import PRESETS, open_images
 from jaxdiff import data, training
 from jaxdiff.data import NotPreparedError, batch_indices
@@ -124,6 +125,19 @@ def fit(folder, num_steps):
         images = open_images(config, "train")
         digits.fit(config, images, folder, Running(), progress=False)
         return digits.restore(folder)[1]
+
+
+def test_a_run_is_read_back_in_python_without_its_data(trained, no_data):
+    run = image_trained.load(trained)
+    assert (run.step, run.description.shape, run.config.width) == (20, (8, 8, 1), 32)
+    labels = np.arange(3)
+    with jax.enable_x64(False):
+        x0_hat = run.model.denoiser(run.params, labels)(np.zeros((3, 8, 8, 1), np.float32), 0.5)
+    assert x0_hat.shape == (3, 8, 8, 1)
+    found = training.load_run(trained)
+    assert found.config == json.loads((trained / "config.json").read_text())["config"]
+    for got, wanted in zip(jax.tree.leaves(found.params), jax.tree.leaves(run.params), strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 def assert_same_bits(one, two):

@@ -18,7 +18,7 @@ import optax
 from experiments.ablations.definition import SEED, Group
 from experiments.ablations.fields import replaced
 from experiments.ablations.world import Member, Problem, RunConfig, member_of
-from experiments.common import fitting
+from experiments.common import optimization
 from jaxdiff import training
 from jaxdiff.typing import Array, PyTree
 
@@ -102,7 +102,7 @@ def train(
     tables = jax.tree.map(lambda *rows: np.stack(rows), *map(problem.table, whole))
 
     def start(member: Member[RunConfig]) -> training.TrainState:
-        decays = fitting.ema_decays(member.config, member.numbers["ema_decay"])
+        decays = optimization.ema_decays(member.config, member.numbers["ema_decay"])
         return training.init(problem.init_params(member), build_optimizer(member), ema_decay=decays)
 
     began = time.perf_counter()
@@ -144,7 +144,7 @@ def _advance(problem: Problem, config: RunConfig) -> Callable[..., PyTree]:
         update = training.make_update(
             problem.loss(member),
             build_optimizer(member),
-            ema_decay=fitting.ema_decays(member.config, member.numbers["ema_decay"]),
+            ema_decay=optimization.ema_decays(member.config, member.numbers["ema_decay"]),
         )
 
         def body(step: Array, state: PyTree) -> PyTree:
@@ -156,15 +156,15 @@ def _advance(problem: Problem, config: RunConfig) -> Callable[..., PyTree]:
 
 
 def build_optimizer(member: Member[RunConfig]) -> optax.GradientTransformation:
-    """Make the optimizer of experiments.common.fitting, of a member's own numbers."""
+    """Make the optimizer of experiments.common.optimization, of a member's own numbers."""
     numbers = member.numbers
-    schedule = fitting.build_schedule(member.config, peak=1.0)
-    unit = fitting.adamw(schedule, numbers["clip_norm"], numbers["weight_decay"])
+    schedule = optimization.build_schedule(member.config, peak=1.0)
+    unit = optimization.adamw(schedule, numbers["clip_norm"], numbers["weight_decay"])
     return optax.chain(unit, optax.scale(numbers["learning_rate"]))
 
 
 def average_of(trained: Trained, average: float | None) -> PyTree:
     """Return the average of a decay, or that of `ema_decay`, of all members (M, ...)."""
     if average is None or average == trained.members.config.ema_decay:
-        return fitting.main_average(trained.members.config, trained.ema)
+        return optimization.main_average(trained.members.config, trained.ema)
     return trained.ema[f"{average:g}"]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 import jax
 import numpy as np
 
-from experiments.common.fitting import TrainingConfig
+from experiments.common.optimization import TrainingConfig
 from experiments.common.options import Role, with_role
 from jaxdiff.typing import Array, Batch, Key, LossFn, PyTree
 

@@ -15,7 +15,7 @@ import optax
 
 from experiments.benches.timing import compare, time_in_turn
 from experiments.common import options
-from experiments.common.fitting import build_optimizer
+from experiments.common.optimization import build_optimizer
 from experiments.images.model import (
     PRESETS,
     Config,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from experiments.common.command import Refusal, refusing
 from experiments.common.evaluations import MAIN
-from experiments.common.fitting import TrainingConfig, ema_decays, main_average
+from experiments.common.optimization import TrainingConfig, ema_decays, main_average
 from jaxdiff.training import ema
 from jaxdiff.training.checkpoint import CheckpointError, Checkpoints
 from jaxdiff.typing import PyTree

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from experiments.common import command, fitting
+from experiments.common import command, optimization
 from experiments.common.tables import write_csv
 from experiments.families import report as families_report
 from experiments.families.config import PRESETS, Config
@@ -79,7 +79,7 @@ def train(directory: Path, config: Config, family: Family, images: data.Images) 
         partial(batches, config, images),
         key=jax.random.key(config.seed),
         num_steps=family.num_steps,
-        cadence=fitting.cadence(config),
+        cadence=optimization.cadence(config),
     )
     return distributed.gather(state.ema)
 

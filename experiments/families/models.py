@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments.common.fitting import build_optimizer
 from experiments.common.methods import METHODS
+from experiments.common.optimization import build_optimizer
 from experiments.families.config import Config
 from experiments.families.networks import Family, Pixels, Rows, perceptron
 from jaxdiff import (

@@ -10,8 +10,8 @@ import numpy as np
 from experiments.common import flows, options
 from experiments.common.choices import PROCESSES, WEIGHTINGS, Kind, ProcessName
 from experiments.common.command import Refusal
-from experiments.common.fitting import ema_decays
 from experiments.common.methods import make_grid
+from experiments.common.optimization import ema_decays
 from experiments.common.options import (
     Count,
     CountOrNone,

@@ -21,9 +21,9 @@ from jax.scipy.special import ndtri
 
 from experiments import digits
 from experiments.common import command
-from experiments.common.fitting import FREE
 from experiments.common.methods import METHODS, Method
 from experiments.common.one_dimension import make_mixture, quantile
+from experiments.common.optimization import FREE
 from experiments.common.tables import write_csv
 from experiments.images import data as image_data
 from experiments.images.generator import make_generator

@@ -16,7 +16,7 @@ from typing import Literal
 import jax
 import tyro
 
-from experiments.common import command, evaluations, fitting
+from experiments.common import command, evaluations, optimization
 from experiments.common.command import Refusal
 from experiments.common.devices import Running
 from experiments.toy2d import report as toy2d_report
@@ -51,10 +51,10 @@ def check_judging(config: Config) -> None:
 
 def fit(config: Config, model: Model, directory: Path, preset: str, *, progress: bool) -> PyTree:
     """Train what is left of a run; return the averaged parameters."""
-    update, running = fitting.build_update(config, build_loss(config, model)), Running()
+    update, running = optimization.build_update(config, build_loss(config, model)), Running()
 
     def begun() -> None:
-        fitting.warn_of_config(config)
+        optimization.warn_of_config(config)
         evaluations.outdate(directory)
 
     state = training.fit(
@@ -64,10 +64,10 @@ def fit(config: Config, model: Model, directory: Path, preset: str, *, progress:
         partial(batches, config, model.target),
         key=jax.random.key(config.seed),
         num_steps=config.num_steps,
-        cadence=fitting.cadence(config),
+        cadence=optimization.cadence(config),
         record=training.Record(
             dataclasses.asdict(config),
-            fitting.FREE,
+            optimization.FREE,
             also={"running": running.record(), command.PRESET: preset},
         ),
         keep=running.keep(),
@@ -98,7 +98,7 @@ def main_command(
     check_judging(config)
     directory = command.claim(run_dir)
     asked = dataclasses.asdict(config)
-    record = runs.reconcile(directory, asked, free=fitting.FREE, grows="num_steps")
+    record = runs.reconcile(directory, asked, free=optimization.FREE, grows="num_steps")
     config = from_record(record)
     with command.compiling_for(preset):
         model = build_model(config)
