@@ -60,6 +60,7 @@ def test_the_exact_denoisers_bound_is_above_the_closed_form(name, kind):
         assert gap < 1.5
 
 
+@pytest.mark.slow
 def test_finer_grids_close_the_gap():
     x0, log_prob = data()
     gaps = [
@@ -193,7 +194,7 @@ def test_a_process_among_the_parameters_has_gradients():
     loss_fn = losses.elbo(exact_network(VP, "eps"), lambda params: params["process"], t_min=0.1)
     x0 = {"x0": data()[0][:32]}
     params = {"process": processes.vp(0.1, 3.0)}
-    grads = jax.grad(lambda p: loss_fn(p, jax.random.key(0), x0)[0].mean())(params)
+    grads = jax.jit(jax.grad(lambda p: loss_fn(p, jax.random.key(0), x0)[0].mean()))(params)
     assert jax.tree.structure(grads) == jax.tree.structure(params)
     assert all(np.isfinite(leaf) and leaf != 0.0 for leaf in jax.tree.leaves(grads))
 

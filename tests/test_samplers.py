@@ -11,6 +11,7 @@ from sampler_cases import (
     DIVIDES_BY_ALPHA,
     KEY,
     SAMPLERS,
+    SOME,
     STOCHASTIC,
     case,
     noise,
@@ -24,6 +25,15 @@ ROWS = np.arange(8)
 VP = processes.vp()
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 each_case = pytest.mark.parametrize(("sampler", "name"), CASES, scope="module")
+
+
+def some(cases):
+    """Keep one sampler of each way of working; the others run with test-all."""
+    slow = pytest.mark.slow
+    return [each if each[0] in SOME else pytest.param(*each, marks=slow) for each in cases]
+
+
+some_case = pytest.mark.parametrize(("sampler", "name"), some(CASES), scope="module")
 each_process = pytest.mark.parametrize("name", PROCESSES)
 
 
@@ -52,14 +62,19 @@ def test_protocol(sampler, name):
     assert jitted.shape == x_T.shape
     assert jitted.dtype == x_T.dtype
     assert np.isfinite(jitted).all()
+
+
+@some_case
+def test_runs_stacked_by_vmap_are_the_single_ones(sampler, name):
+    process, x_T, ts = case(sampler, name)
+    jitted = runner(sampler)(process, x_T, ts, ROWS)
     stacked = runner(sampler, (None, 0, None, None))(process, np.stack([x_T, -x_T]), ts, ROWS)
     np.testing.assert_allclose(stacked[0], jitted, rtol=1e-8, atol=1e-10)
 
 
-@each_sampler
-def test_step_by_step_without_jit_is_the_same(sampler):
+@pytest.mark.parametrize(("sampler", "name"), some([(sampler, "vp") for sampler in SAMPLERS]))
+def test_step_by_step_without_jit_is_the_same(sampler, name):
     """Every number known, with the process rather than its table."""
-    name = "vp"
     made = SAMPLERS[sampler](PROCESSES[name], MIXTURE.denoiser(PROCESSES[name]))
     process, x_T, ts = case(sampler, name)
     made.check(ts)
@@ -70,7 +85,7 @@ def test_step_by_step_without_jit_is_the_same(sampler):
     np.testing.assert_allclose(made.value(state), jitted, rtol=1e-8, atol=1e-10)
 
 
-@each_case
+@some_case
 def test_first_rows_of_a_large_batch_are_the_small_batch(sampler, name):
     process, x_T, ts = case(sampler, name)
     large = runner(sampler)(process, x_T, ts, ROWS)
@@ -164,7 +179,7 @@ def slope_of(sampler):
     return total
 
 
-@each_case
+@some_case
 def test_gradients_flow_through_sampling(sampler, name):
     process, x_T, ts = case(sampler, name)
     total, step = slope_of(sampler), 1e-5

@@ -75,6 +75,7 @@ def test_a_sampler_of_ones_own_beside_the_librarys(capsys):
         assert errors[network, "unipc"] < errors[network, "dpm_solver_pp"]
 
 
+@pytest.mark.slow
 def test_the_bench_of_samplers_ends_with_a_ratio(capsys):
     options = ["samplers", "--rounds", "1", "--num-steps", "2", "--width", "16"]
     assert bench.main(options) == 0
