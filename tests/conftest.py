@@ -6,6 +6,8 @@ Programs are forgotten when they take too much memory: thousands of them would t
 OpenBLAS, which solves a mixture's 2 x 2 systems, is kept from waking threads for each of them.
 """
 
+import contextlib
+import ctypes
 import gc
 import importlib.metadata
 import os
@@ -38,5 +40,7 @@ def pytest_runtest_teardown(item, nextitem):
     if _after_clearing and resident - _after_clearing > KEPT_BYTES:
         jax.clear_caches()
         gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         _after_clearing = 0
     _after_clearing = _after_clearing or resident

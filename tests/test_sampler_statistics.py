@@ -114,7 +114,14 @@ def maker(name):
     return scaled(name, STEPS[name])
 
 
-@pytest.mark.parametrize("name", STEPS)
+SOME = ("ancestral", "dpm_solver_pp_sde")
+"""Noise alone, and noise in a history; test-all draws of every sampler."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in STEPS],
+)
 def test_samples_have_the_moments_of_the_mixture(name):
     mixture = jax.tree.map(jnp.float32, MIXTURE)
     made = maker(name)(VP, mixture.denoiser(VP))
