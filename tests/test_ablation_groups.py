@@ -69,6 +69,7 @@ def tiny(**options):
 # --- Groups ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_seeds_and_rates_side_by_side_are_what_runs_of_toy2d_are():
     axes = {"learning_rate": (1.5e-3, 1e-2), "ema_decay": (0.9, 0.5)}
     ablation = tiny(axes=axes, seeds=2)
@@ -234,6 +235,7 @@ def test_an_axis_over_seeds_gives_them():
     assert cells(ablation) == [{}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "measures",
     [

@@ -144,7 +144,8 @@ def test_two_processes_of_four_devices_save_one_run_and_resume_it(parts, tmp_pat
     assert found == pytest.approx(losses(metrics), rel=1e-4)
 
 
-@pytest.mark.parametrize("by", ["eight", pytest.param("two", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["eight", "two"])
 def test_images_are_the_same_by_one_device_eight_and_two_processes(by, tmp_path):
     fit(tmp_path / "run", 20)
 

@@ -147,6 +147,7 @@ def assert_same_bits(one, two):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.slow
 def test_a_run_in_two_parts_ends_with_the_bits_of_the_run_in_one(trained, tmp_path, monkeypatch):
     """And holds its state once where it goes on."""
 
@@ -448,6 +449,7 @@ def test_averages_are_kept_chosen_made_and_exported(capsys, tmp_path):
         assert not out.exists()
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_and_float32_is_kept(tmp_path, trained, monkeypatch):
     """Also: recomputed blocks, gradients in parts, several steps a call change no mathematics."""
     config = dataclasses.replace(PRESETS["smoke"], decay_steps=20, dtype="bfloat16", remat=True)

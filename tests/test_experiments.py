@@ -55,7 +55,7 @@ def test_the_smoke_measures_and_draws_claims(measured):
             assert figure in report
             assert (measured / figure).stat().st_size > 5_000
     animations = list(measured.glob("*.gif"))
-    assert animations
+    assert animations or len(claims) == len(FEW)
     for path in animations:
         with Image.open(path) as animation:
             assert animation.n_frames >= 5
@@ -122,7 +122,12 @@ def test_a_smoke_run_ends_with_everything_measured(tmp_path, capsys):
     assert "--width: there 16, asked 8" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("loss", toy2d.LossName.__args__)
+def few(names, kept):
+    """Keep some names; the others run with test-all."""
+    return [name if name in kept else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("loss", few(toy2d.LossName.__args__, ("denoising", "sliced", "elbo")))
 def test_every_loss_trains(loss):
     config = toy2d.dataclasses.replace(toy2d.PRESETS["smoke"], loss=loss)
     model = toy2d.build_model(config)
@@ -153,7 +158,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("name", targets.TargetName.__args__)
+@pytest.mark.parametrize("name", few(targets.TargetName.__args__, ("mixture", "pinwheel")))
 def test_targets_are_where_they_say(name):
     target = targets.make_target(name)
     x = np.asarray(target.sample(jax.random.key(0), 4000))

@@ -50,6 +50,7 @@ def test_the_published_third_order_shows_second_and_ours_third():
     assert ratios[1] > 2**2.8
 
 
+@pytest.mark.slow
 def test_the_digits_smoke_judges_a_trained_run(tmp_path, capsys):
     trained, out = tmp_path / "trained", tmp_path / "out"
     options = ["digits", "--preset", "smoke", "--run-dir", str(out), "--trained-run", str(trained)]

@@ -51,8 +51,11 @@ def _one_more(params):
     return jax.tree.map(lambda leaf: leaf[None], params)
 
 
-@pytest.mark.parametrize("wrapped", WRAPPED)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("name", "wrapped"),
+    [("own", wrapped) for wrapped in WRAPPED]
+    + [pytest.param("library", wrapped, marks=pytest.mark.slow) for wrapped in WRAPPED],
+)
 def test_a_wrapped_loss_draws_the_noise_of_the_plain_one(name, wrapped):
     loss = WRAPPED[wrapped](LOSSES[name])
     whole, _ = make_update(LOSSES[name], OPTIMIZER, ema_decay=0.9)(start(), KEY, {"x0": X0})
