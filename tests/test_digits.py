@@ -14,6 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from digits_cases import run
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
@@ -36,17 +37,6 @@ from jaxdiff.training.run import read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 FIGURES = ("samples.png", "noising.png", "reverse.png", "reverse.gif", "loss.png")
-
-
-def run(capsys, *argv):
-    """Run a command as a user's process would, in this one; return code, stdout, stderr."""
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        try:
-            code = digits.main([str(word) for word in argv])
-        except SystemExit as stop:  # tyro's own refusals
-            code = stop.code
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,9 +10,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from digits_cases import run
 from PIL import Image
 
-from experiments import digits
 from experiments.common.command import Refusal
 from experiments.images import sample_folders as streaming
 from experiments.images.model import PRESETS, open_images
@@ -260,17 +260,6 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 
 # --- By the command line --------------------------------------------------------------------
-
-
-def run(capsys, *argv):
-    """Run a command as a user's process would, in this one; return code, stdout, stderr."""
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        try:
-            code = digits.main([str(word) for word in argv])
-        except SystemExit as stop:  # tyro's own refusals
-            code = stop.code
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 TINY = ("--preset", "smoke", "--width", 16, "--batch-size", 8, "--num-steps", 2, "--quiet")

@@ -63,7 +63,6 @@ def scaling(
             ours.loss_fn,
             ours.optimizer,
             ema_decay=ours.config.ema_decay,
-            axis_name=placing.axis_name,
         )
         step = placing.compile(update, donate=True)
         state = jax.device_put(ours.start(), placing.shardings(ours.start()))

@@ -8,13 +8,12 @@ from typing import Any
 
 from experiments.common.command import REPORT
 from jaxdiff import files
+from jaxdiff.training.loading import MAIN as MAIN
 
 EVALUATION = "evaluation.json"
 """The figures of merit, finite numbers, and the step that they are of."""
 JUDGED = "judged.json"
 """The step, the average and the settings that the report and the figures are of."""
-MAIN = "main"
-"""The name of the average of a config's `ema_decay`."""
 
 
 def write(
