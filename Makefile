@@ -35,7 +35,7 @@ lint: .venv/dev
 	touch $@
 
 .venv/dev: .venv/train
-	$(BIN)/python -m pip install --quiet --constraint .constraints.txt --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint .constraints.txt --editable '.[train,pretrained,dev]'
 	touch $@
 
 .venv/bin/python:
@@ -45,7 +45,7 @@ lint: .venv/dev
 
 .venv-newest/dev: pyproject.toml
 	$(NEWEST) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[train,dev]'
+	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[train,pretrained,dev]'
 	touch $@
 
 clean:
