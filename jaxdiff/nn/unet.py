@@ -23,7 +23,6 @@ Source: Ho et al. 2020 (arXiv:2006.11239), appendix B, with the scale and shift 
 Nichol 2021 (arXiv:2105.05233), section 3.1 (adaptive group normalisation: y_s norm(h) + y_b).
 """
 
-import math
 from typing import Any
 
 import jax
@@ -34,52 +33,18 @@ from jaxdiff import checks
 from jaxdiff.nn.conditioning import Conditions, Context
 from jaxdiff.nn.layers import (
     CrossAttention,
+    GroupNorm,
     Linear,
     attention,
     check_image_shape,
     check_input,
     checkpointed,
+    downsample,
     dropout,
+    upsample,
 )
 from jaxdiff.nn.network import Conditioning, Network
 from jaxdiff.typing import Array, Key
-
-
-def downsample(x: Array) -> Array:
-    """Average over 2 x 2 pixels: (B, H, W, C) to (B, H/2, W/2, C)."""
-    num_rows, height, width, channels = x.shape
-    return x.reshape(num_rows, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
-
-
-def upsample(x: Array) -> Array:
-    """Repeat every pixel 2 x 2 times: (B, H, W, C) to (B, 2H, 2W, C)."""
-    num_rows, height, width, channels = x.shape
-    x = x[:, :, jnp.newaxis, :, jnp.newaxis]
-    x = jnp.broadcast_to(x, (num_rows, height, 2, width, 2, channels))
-    return x.reshape(num_rows, 2 * height, 2 * width, channels)
-
-
-class GroupNorm(nnx.Module):
-    """Group normalisation with a learned scale and shift, statistics in float32 at least.
-
-    Source: Wu and He 2018 (arXiv:1803.08494), section 3.
-    """
-
-    def __init__(self, channels: int, *, max_groups: int = 8, param_dtype: Any) -> None:
-        self.num_groups = math.gcd(channels, max_groups)
-        self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
-
-    def __call__(self, x: Array) -> Array:
-        """Normalise (B, H, W, C) over pixels and the channels of a group."""
-        num_rows, channels = x.shape[0], x.shape[-1]
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        groups = wide.reshape(num_rows, -1, self.num_groups, channels // self.num_groups)
-        centred = groups - groups.mean(axis=(1, 3), keepdims=True)
-        variance = jnp.mean(centred * centred, axis=(1, 3), keepdims=True)
-        normal = (centred * jax.lax.rsqrt(variance + 1e-6)).reshape(-1, channels)
-        scaled = normal * self.scale[...][jnp.newaxis] + self.bias[...][jnp.newaxis]
-        return scaled.reshape(x.shape).astype(x.dtype)
 
 
 class ResidualBlock(nnx.Module):
