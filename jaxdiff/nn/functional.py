@@ -30,7 +30,10 @@ def functional(module: nnx.Module) -> tuple[dict[str, Any], Callable[..., Any]]:
         (params, apply). `params` is a nest of plain dicts with string keys, whose leaves are
         the `nnx.Param` arrays. ``apply(params, *args, key=None, **kwargs)`` is pure and hands its
         arguments on; a key turns training behaviour (dropout) on. What the module calls `cond` or
-XX
+        `key` is None where it is not given. Where the module says by an attribute `time`, a text,
+        what its time argument is, ``apply.time`` says it too: "log_snr" for the networks of this
+        package, so that whoever would hand it a time can tell.
+
     Raises:
         TypeError: if `module` is no nnx.Module, or cannot be called; by `apply`, if it is given a
             key that the module does not take.

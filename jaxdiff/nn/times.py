@@ -56,7 +56,7 @@ class LogSNR(Time):
         checks.count("num_frequencies", self.num_frequencies)
 
     @property
-    def width(self) -> int:  # type: ignore[override]
+    def width(self) -> int:
         """Twice the number of frequencies."""
         return 2 * self.num_frequencies
 

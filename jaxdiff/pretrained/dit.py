@@ -1,7 +1,7 @@
 r"""The diffusion transformer of Peebles and Xie 2023 (arXiv:2212.09748), class-conditional.
 
-It comes under two sets of names. Their own repository's files have them as `blocks.0.attn.qkv`, in a
-state dict as it is or under "ema", with the positions, which are fixed. Those of diffusers
+It comes under two sets of names. Their own repository's files have `blocks.0.attn.qkv`, in a state
+dict as it is or under "ema", with the positions, which are fixed. Those of diffusers
 (`DiTTransformer2DModel`, once `Transformer2DModel`) have `transformer_blocks.0.attn1.to_q`, and a
 copy of the embedders of time and label in every block. They are not the same function: diffusers
 embeds time by frequencies 10000^(-k / 127), not 10000^(-k / 128), and adds 1e-5, not 1e-6, to the

@@ -211,7 +211,9 @@ def fill(table: Iterable[Rule], tensors: Mapping[str, Any], like: PyTree, dtype:
     dtype = _judged_dtype(dtype)
     spec = getattr(tensors, "spec", tensors.__getitem__)
     specs = {key: spec(key) for key in tensors}
-    sources, copies, constants = plan(table, {key: tuple(s.shape) for key, s in specs.items()}, like)
+    sources, copies, constants = plan(
+        table, {key: tuple(s.shape) for key, s in specs.items()}, like
+    )
     _judge_floating({source.key: specs[source.key] for many in sources.values() for source in many})
     _judge_copies(copies, tensors)
     _judge_constants(constants, tensors)

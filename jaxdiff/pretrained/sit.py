@@ -1,7 +1,7 @@
 r"""The scalable interpolant transformer of Ma et al. 2024 (arXiv:2401.08740).
 
-The network is :mod:`jaxdiff.pretrained.dit`'s under the names of its repository; its time is that of
-the interpolant, which runs from noise at 0 to data at 1:
+The network is that of :mod:`jaxdiff.pretrained.dit` under the names of its repository; its time is
+that of the interpolant, which runs from noise at 0 to data at 1:
 
     x = u data + (1 - u) noise,   v(x, u) = data - noise    on average.
 
