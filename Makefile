@@ -1,8 +1,8 @@
 # make run    trains on real digits, judges and draws the model: see runs/digits/report.md
 # make test   checks everything but what takes minutes
-# make test-all   checks that too: a run killed twenty times, every experiment's smoke preset
+# make test-all   checks that too: a run killed twenty times, every experiment's smoke preset,
+#                 published models beside their sources in torch, in .venv-peers
 # They install what they need into .venv from PyPI, at the versions of .constraints.txt.
-#                 and torch's own models beside ours, from the environment .venv-peers
 # make test-newest   the tests with the newest versions of everything, in .venv-newest
 
 PYTHON  ?= python3

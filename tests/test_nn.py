@@ -220,6 +220,20 @@ def test_log_snr_may_be_given_by_its_name():
     )
 
 
+def test_layer_norm_scales_and_shifts_in_float32():
+    from jaxdiff.nn.layers import LayerNorm, layer_norm
+
+    norm = LayerNorm(16, epsilon=1e-5, param_dtype=float)
+    scale, shift = jnp.linspace(0.5, 2.0, 16), jnp.arange(16.0)
+    norm.scale[...], norm.bias[...] = scale, shift
+    x = jax.random.normal(jax.random.key(0), (3, 5, 16))
+    expected = layer_norm(x, 1e-5) * scale[np.newaxis, np.newaxis] + shift[np.newaxis, np.newaxis]
+    np.testing.assert_allclose(norm(x), expected, rtol=1e-12, atol=1e-12)
+    half = x.astype(jnp.bfloat16)
+    expected = norm(half.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(norm(half), expected)
+
+
 def test_layer_norm_is_the_published_formula():
     from jaxdiff.nn.layers import layer_norm
 

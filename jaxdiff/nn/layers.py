@@ -42,6 +42,28 @@ def layer_norm(x: Array, epsilon: float = 1e-6) -> Array:
     return (centred * jax.lax.rsqrt(variance + epsilon)).reshape(x.shape).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """:func:`layer_norm` with a learned scale and shift, in float32 at least.
+
+    Args:
+        channels: C.
+        epsilon: added to the variance.
+        param_dtype: of the parameters.
+    """
+
+    def __init__(self, channels: int, *, epsilon: float = 1e-6, param_dtype: Any) -> None:
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
+
+    def __call__(self, x: Array) -> Array:
+        """Normalise (..., C) over the last axis."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(-1, x.shape[-1])
+        normal = layer_norm(wide, self.epsilon)
+        scaled = normal * self.scale[...][jnp.newaxis] + self.bias[...][jnp.newaxis]
+        return scaled.reshape(x.shape).astype(x.dtype)
+
+
 class GroupNorm(nnx.Module):
     """Group normalisation with a learned scale and shift, statistics in float32 at least.
 
@@ -74,12 +96,13 @@ class GroupNorm(nnx.Module):
         return scaled.reshape(x.shape).astype(x.dtype)
 
 
-def attention(qkv: Array, num_heads: int) -> Array:
+def attention(qkv: Array, num_heads: int, mask: Array | None = None) -> Array:
     """Attend from every token to every token of the same example.
 
     Args:
         qkv: queries, keys and values side by side, (B, N, 3 C).
         num_heads: H, a divisor of C.
+        mask: as of :func:`attend`.
 
     Returns:
         The heads' outputs side by side, (B, N, C), before the output projection.
@@ -87,7 +110,7 @@ def attention(qkv: Array, num_heads: int) -> Array:
     Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.2.2.
     """
     query, key, value = jnp.split(qkv, 3, axis=-1)
-    return attend(query, key, value, num_heads)
+    return attend(query, key, value, num_heads, mask)
 
 
 def attend(
@@ -100,8 +123,9 @@ def attend(
         key: shape (B, M, C).
         value: shape (B, M, C), finite everywhere.
         num_heads: H, a divisor of C.
-        mask: which of the M may be attended to, (B, M); None is all. A token behind the mask adds
-            exactly nothing; where there is none else, the output is 0.
+        mask: which of the M may be attended to, (B, M), or by which of the N, (B, N, M) or
+            (1, N, M); None is all. A token behind the mask adds exactly nothing; where there is
+            none else, the output is 0.
 
     Returns:
         The heads' outputs side by side, (B, N, C), before the output projection.
@@ -118,7 +142,7 @@ def attend(
     if mask is None:
         shares = jax.nn.softmax(scores, axis=-1)
     else:
-        shown = mask[:, jnp.newaxis, jnp.newaxis]
+        shown = jnp.expand_dims(mask, (1, 2) if mask.ndim == 2 else 1)
         # The least number, not -inf: a row of nothing else would be NaN.
         shares = jax.nn.softmax(jnp.where(shown, scores, jnp.finfo(scores.dtype).min), axis=-1)
         shares = jnp.where(shown, shares, 0.0)

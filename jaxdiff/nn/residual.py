@@ -73,7 +73,7 @@ class ResidualBlock(nnx.Module):
     def __call__(self, x: Array, c: Array | None = None, key: Key | None = None) -> Array:
         """Map (B, H, W, in) and activated conditioning (B, cond_width) to (B, H, W, channels)."""
         h = self.conv_in(jax.nn.silu(self.norm_in(x)))
-        if self.modulation is None:
+        if self.modulation is None or c is None:
             h = self.norm_out(h)
         elif self.added:
             h = self.norm_out(h + self.modulation(c)[:, jnp.newaxis, jnp.newaxis])
