@@ -32,91 +32,16 @@ from flax import nnx
 from jaxdiff import checks
 from jaxdiff.nn.conditioning import Conditions, Context
 from jaxdiff.nn.layers import (
-    CrossAttention,
     GroupNorm,
-    Linear,
-    attention,
     check_image_shape,
     check_input,
     checkpointed,
     downsample,
-    dropout,
     upsample,
 )
 from jaxdiff.nn.network import Conditioning, Network
+from jaxdiff.nn.residual import AttentionBlock, ResidualBlock
 from jaxdiff.typing import Array, Key
-
-
-class ResidualBlock(nnx.Module):
-    """One residual block; `options` go to its layers."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        cond_width: int,
-        *,
-        dropout: float,
-        site: int,
-        **options: Any,
-    ) -> None:
-        self.dropout = dropout
-        self.site = site
-        zeros = nnx.initializers.zeros
-        norm_options = {"param_dtype": options["param_dtype"]}
-        self.norm_in = GroupNorm(in_channels, **norm_options)
-        self.conv_in = nnx.Conv(in_channels, channels, (3, 3), **options)
-        self.modulation = Linear(cond_width, 2 * channels, **options)
-        self.norm_out = GroupNorm(channels, **norm_options)
-        self.conv_out = nnx.Conv(channels, channels, (3, 3), kernel_init=zeros, **options)
-        self.shortcut = (
-            None if in_channels == channels else Linear(in_channels, channels, **options)
-        )
-
-    def __call__(self, x: Array, c: Array, key: Key | None) -> Array:
-        """Map (B, H, W, in) and activated conditioning (B, cond_width) to (B, H, W, channels)."""
-        h = self.conv_in(jax.nn.silu(self.norm_in(x)))
-        modulation = self.modulation(c)[:, jnp.newaxis, jnp.newaxis]
-        scale, shift = jnp.split(modulation, 2, axis=-1)
-        h = jax.nn.silu(self.norm_out(h) * (1.0 + scale) + shift)
-        h = self.conv_out(dropout(h, self.dropout, key, self.site))
-        return h + (x if self.shortcut is None else self.shortcut(x))
-
-
-class AttentionBlock(nnx.Module):
-    """Attention among the pixels of an image, then to a context; `options` go to its layers.
-
-    Args:
-        channels: C.
-        num_heads: a divisor of C.
-        context_width: of the tokens of the context; None is without.
-        options: of the layers.
-    """
-
-    def __init__(
-        self, channels: int, *, num_heads: int, context_width: int | None, **options: Any
-    ) -> None:
-        self.num_heads = num_heads
-        norm_options = {"param_dtype": options["param_dtype"]}
-        self.norm = GroupNorm(channels, **norm_options)
-        self.qkv = Linear(channels, 3 * channels, **options)
-        zeros = nnx.initializers.zeros
-        self.projection = Linear(channels, channels, kernel_init=zeros, **options)
-        if context_width is None:
-            self.cross = None
-        else:
-            self.cross_norm = GroupNorm(channels, **norm_options)
-            self.cross = CrossAttention(channels, context_width, num_heads=num_heads, **options)
-
-    def __call__(self, x: Array, context: Context | None) -> Array:
-        """Map (B, H, W, C) to the same shape."""
-        tokens = self.norm(x).reshape(x.shape[0], -1, x.shape[-1])
-        mixed = attention(self.qkv(tokens), self.num_heads)
-        x = x + self.projection(mixed).reshape(x.shape)
-        if self.cross is None or context is None:
-            return x
-        tokens = self.cross_norm(x).reshape(tokens.shape)
-        return x + self.cross(tokens, *context).reshape(x.shape)
 
 
 class UNet(Network):
