@@ -22,9 +22,11 @@ with needed_by("jaxdiff.nn"):
         null_cond,
     )
     from jaxdiff.nn.dit import DiT
-    from jaxdiff.nn.functional import deferred, functional, on_log_snr
+    from jaxdiff.nn.functional import deferred, functional, on_log_snr, on_steps
     from jaxdiff.nn.mlp import MLP
+    from jaxdiff.nn.times import LogSNR, Steps, Time
     from jaxdiff.nn.unet import UNet
+    from jaxdiff.nn.vision import VisionTransformer
 
 __all__ = [
     "MLP",
@@ -33,11 +35,16 @@ __all__ = [
     "DiT",
     "Embedding",
     "Labels",
+    "LogSNR",
     "Sequences",
+    "Steps",
+    "Time",
     "UNet",
     "Vectors",
+    "VisionTransformer",
     "deferred",
     "functional",
     "null_cond",
     "on_log_snr",
+    "on_steps",
 ]
