@@ -194,7 +194,7 @@ def open_weights(path: str | Path) -> Tensors:
     if start.startswith(b"PK\x03\x04"):
         from jaxdiff.pretrained import torch_zip
 
-        return torch_zip.open_zip(path)
+        return torch_zip.TorchZip(path)
     for beginning, what in _OTHERS.items():
         if start.startswith(beginning):
             raise WeightsError(f"{path} is {what}")
