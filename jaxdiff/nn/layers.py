@@ -6,6 +6,7 @@ than where it is a product with a column of ones. :class:`Linear` and :func:`lay
 written accordingly (the DiT's docstring has the numbers); the values are the same.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,38 @@ class LayerNorm(nnx.Module):
         """Normalise (..., C) over the last axis."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(-1, x.shape[-1])
         normal = layer_norm(wide, self.epsilon)
+        scaled = normal * self.scale[...][jnp.newaxis] + self.bias[...][jnp.newaxis]
+        return scaled.reshape(x.shape).astype(x.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation with a learned scale and shift, statistics in float32 at least.
+
+    Args:
+        channels: C.
+        max_groups: the number of groups where it divides C, else the greatest divisor in common.
+        epsilon: added to the variance.
+        param_dtype: of the parameters.
+
+    Source: Wu and He 2018 (arXiv:1803.08494), section 3.
+    """
+
+    def __init__(
+        self, channels: int, *, max_groups: int = 8, epsilon: float = 1e-6, param_dtype: Any
+    ) -> None:
+        self.num_groups = math.gcd(channels, max_groups)
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
+
+    def __call__(self, x: Array) -> Array:
+        """Normalise (B, ..., C) over pixels and the channels of a group."""
+        num_rows, channels = x.shape[0], x.shape[-1]
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        groups = wide.reshape(num_rows, -1, self.num_groups, channels // self.num_groups)
+        centred = groups - groups.mean(axis=(1, 3), keepdims=True)
+        variance = jnp.mean(centred * centred, axis=(1, 3), keepdims=True)
+        normal = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(-1, channels)
         scaled = normal * self.scale[...][jnp.newaxis] + self.bias[...][jnp.newaxis]
         return scaled.reshape(x.shape).astype(x.dtype)
 
@@ -140,6 +173,57 @@ class CrossAttention(nnx.Module):
         """Map (B, N, C), with tokens (B, L, context_width) and their mask (B, L), to (B, N, C)."""
         key, value = jnp.split(self.key_value(tokens), 2, axis=-1)
         return self.projection(attend(self.query(h), key, value, self.num_heads, mask))
+
+
+def downsample(x: Array) -> Array:
+    """Average over 2 x 2 pixels: (B, H, W, C) to (B, H/2, W/2, C)."""
+    num_rows, height, width, channels = x.shape
+    return x.reshape(num_rows, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
+def upsample(x: Array) -> Array:
+    """Repeat every pixel 2 x 2 times: (B, H, W, C) to (B, 2H, 2W, C)."""
+    num_rows, height, width, channels = x.shape
+    x = x[:, :, jnp.newaxis, :, jnp.newaxis]
+    x = jnp.broadcast_to(x, (num_rows, height, 2, width, 2, channels))
+    return x.reshape(num_rows, 2 * height, 2 * width, channels)
+
+
+def waves(x: Array, frequencies: np.ndarray, *, cosines_first: bool = True) -> Array:
+    """Return cosines and sines (B, 2 N) of x (B,) at frequencies (N,), in the dtype of x."""
+    angles = x[:, jnp.newaxis] * frequencies[np.newaxis].astype(x.dtype)
+    parts = [jnp.cos(angles), jnp.sin(angles)]
+    return jnp.concatenate(parts if cosines_first else parts[::-1], axis=-1)
+
+
+def sinusoidal(
+    t: Array, width: int, *, flip: bool = False, shift: float = 0.0, max_period: float = 10000.0
+) -> Array:
+    """Embed step numbers by waves of frequencies max_period^(-k / (width / 2 - shift)).
+
+    Args:
+        t: shape (B,); of T steps 0, ..., T - 1, or between them.
+        width: even; half of it sines, half cosines, k = 0, ..., width / 2 - 1.
+        flip: cosines first, not sines.
+        shift: 1 makes the last frequency that of `max_period` exactly.
+        max_period: of the slowest wave, over 2 pi.
+
+    Returns:
+        Shape (B, width), in float32 at least. Angles of hundreds of turns keep few digits in
+        float32: rounded as the published networks round them, they agree with theirs.
+
+    Raises:
+        ValueError: if `width` is odd.
+
+    Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.5, as Ho et al. 2020
+    (arXiv:2006.11239) use it: sines first, shift 1.
+    """
+    if width % 2:
+        raise ValueError(f"`width` must be even; got {width}.")
+    t = t.astype(jnp.promote_types(t.dtype, jnp.float32))
+    real, half = t.dtype.type, width // 2
+    exponents = real(-math.log(max_period)) * np.arange(half, dtype=t.dtype) / real(half - shift)
+    return waves(t, np.exp(exponents), cosines_first=flip)
 
 
 def masked_mean(x: Array, mask: Array) -> Array:

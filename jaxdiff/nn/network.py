@@ -25,7 +25,7 @@ from jaxdiff.nn.conditioning import (
     choose,
     named,
 )
-from jaxdiff.nn.layers import Linear
+from jaxdiff.nn.layers import Linear, waves
 from jaxdiff.typing import Array, Key, PyTree
 
 MAX_LOG_SNR = 20.0
@@ -269,5 +269,4 @@ def embed_log_snr(log_snr: Array, num_frequencies: int) -> Array:
     """
     clipped = jnp.clip(log_snr.astype(jnp.float32), -MAX_LOG_SNR, MAX_LOG_SNR)
     frequencies = np.geomspace(math.pi / (2.0 * MAX_LOG_SNR), 8.0, num_frequencies)
-    angles = clipped[:, jnp.newaxis] * frequencies[np.newaxis].astype(np.float32)
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return waves(clipped, frequencies)
