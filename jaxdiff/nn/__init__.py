@@ -12,6 +12,7 @@ Equinox module and a plain function are each shown working in the tests.
 from jaxdiff.extras import needed_by
 
 with needed_by("jaxdiff.nn"):
+    from jaxdiff.nn.autoencoder import Autoencoder
     from jaxdiff.nn.conditioning import (
         Condition,
         Context,
@@ -25,11 +26,13 @@ with needed_by("jaxdiff.nn"):
     from jaxdiff.nn.functional import deferred, functional, on_log_snr, on_steps
     from jaxdiff.nn.mlp import MLP
     from jaxdiff.nn.times import LogSNR, Steps, Time
+    from jaxdiff.nn.text_encoder import TextEncoder
     from jaxdiff.nn.unet import UNet
     from jaxdiff.nn.vision import VisionTransformer
 
 __all__ = [
     "MLP",
+    "Autoencoder",
     "Condition",
     "Context",
     "DiT",
@@ -39,6 +42,7 @@ __all__ = [
     "Sequences",
     "Steps",
     "Time",
+    "TextEncoder",
     "UNet",
     "Vectors",
     "VisionTransformer",

@@ -18,13 +18,16 @@ from jaxdiff.typing import Apply, Array, Key, PyTree
 _EMPTY = inspect.Parameter.empty
 
 
-def functional(module: nnx.Module) -> tuple[dict[str, Any], Callable[..., Any]]:
+def functional(
+    module: nnx.Module, method: str = "__call__"
+) -> tuple[dict[str, Any], Callable[..., Any]]:
     """Take a module apart into its parameters and a pure function.
 
     Args:
         module: its `__call__` takes and returns what it likes; that of a network takes
             ``(x_t, t, cond, key=key)``. Its parameters are shared with `params`, and the module
             itself is not used again.
+        method: what `apply` calls: a module of several is taken apart once for each.
 
     Returns:
         (params, apply). `params` is a nest of plain dicts with string keys, whose leaves are
@@ -67,12 +70,12 @@ def functional(module: nnx.Module) -> tuple[dict[str, Any], Callable[..., Any]]:
             'setattr(self, f"block_{i:02d}", block).'
         )
 
-    if not callable(module):
-        raise TypeError(f"`module` must have a __call__; {type(module).__name__} has none.")
-    complete = _completing(module)
+    if not callable(getattr(module, method, None)):
+        raise TypeError(f"`module` must have a {method}; {type(module).__name__} has none.")
+    complete = _completing(module, method)
 
     def apply(params: PyTree, *args: Any, key: Key | None = None, **kwargs: Any) -> Any:
-        return nnx.merge(graph, params)(*args, **complete(args, kwargs, key))
+        return getattr(nnx.merge(graph, params), method)(*args, **complete(args, kwargs, key))
 
     time = getattr(module, "time", None)
     return params, _taking(time, apply) if isinstance(time, str) else apply
@@ -167,9 +170,11 @@ def _at(moment: Callable[[Array], Array], apply: Apply) -> Apply:
     return _taking("t", apply_at_time)
 
 
-def _completing(module: nnx.Module) -> Callable[[Any, dict[str, Any], Key | None], dict[str, Any]]:
-    """Return what makes (args, kwargs, key) of `apply` into the keywords of the module's call."""
-    signature = inspect.signature(module)
+def _completing(
+    module: nnx.Module, method: str
+) -> Callable[[Any, dict[str, Any], Key | None], dict[str, Any]]:
+    """Return what makes (args, kwargs, key) of `apply` into the keywords of the method's call."""
+    signature = inspect.signature(getattr(module, method))
     takes = signature.parameters
     takes_key = "key" in takes or any(each.kind is each.VAR_KEYWORD for each in takes.values())
     needed = [name for name in ("cond", "key") if name in takes and takes[name].default is _EMPTY]
@@ -179,7 +184,7 @@ def _completing(module: nnx.Module) -> Callable[[Any, dict[str, Any], Key | None
         if key is not None:
             if not takes_key:
                 raise TypeError(
-                    f"`key` must not be given: {name}.__call__ has no argument of that name. Let "
+                    f"`key` must not be given: {name}.{method} has no argument of that name. Let "
                     "it take key=None, even if it draws nothing."
                 )
             kwargs = {**kwargs, "key": key}

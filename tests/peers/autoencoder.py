@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from peers.common import Golden, drawn, filled, golden, last, main
+from peers.common import Golden, drawn, filled, golden, last, main, shapes_of
 
 SHARED = {
     "down_block_types": ["DownEncoderBlock2D"] * 3,
@@ -25,6 +25,15 @@ FLUX = {
 }
 PLAIN = {**SD, "layers_per_block": 1, "mid_block_add_attention": False}
 
+LARGE = {
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+}
+FIRST_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+"""Of attention, by the present ones: the published files of Stable Diffusion have them."""
+
 
 def autoencoder(seed: int, larger: int, *, config: dict[str, Any]) -> Golden:
     config = {**config, "norm_num_groups": 4 << larger}
@@ -42,10 +51,16 @@ def autoencoder(seed: int, larger: int, *, config: dict[str, Any]) -> Golden:
     return golden(config, model, seed, {"x": last(x), "z": last(z)}, outputs)
 
 
+def published() -> dict[str, dict[str, tuple[int, ...]]]:
+    """Return the weights of the autoencoders of SD 1 and 2, and of FLUX."""
+    sd = shapes_of(lambda: AutoencoderKL(**LARGE))
+    bare = {"use_quant_conv": False, "use_post_quant_conv": False, "latent_channels": 16}
+    flux = shapes_of(lambda: AutoencoderKL(**LARGE, **bare))
+    for name, first in FIRST_NAMES.items():
+        sd = {key.replace(name, first): shape for key, shape in sd.items()}
+    return {"autoencoder_sd": sd, "autoencoder_flux": flux}
+
+
 if __name__ == "__main__":
-    main(
-        {
-            f"autoencoder_{name}": partial(autoencoder, config=config)
-            for name, config in {"sd": SD, "flux": FLUX, "plain": PLAIN}.items()
-        }
-    )
+    configs = {"autoencoder_sd": SD, "autoencoder_flux": FLUX, "autoencoder_plain": PLAIN}
+    main({name: partial(autoencoder, config=each) for name, each in configs.items()}, published)
