@@ -24,6 +24,7 @@ with needed_by("jaxdiff.nn"):
     from jaxdiff.nn.dit import DiT
     from jaxdiff.nn.functional import deferred, functional, on_log_snr
     from jaxdiff.nn.mlp import MLP
+    from jaxdiff.nn.text_encoder import TextEncoder
     from jaxdiff.nn.unet import UNet
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Embedding",
     "Labels",
     "Sequences",
+    "TextEncoder",
     "UNet",
     "Vectors",
     "deferred",
