@@ -69,7 +69,7 @@ FEW = ("vp", "edm", "flow", "zero_snr")
 RUNS_ON = dict.fromkeys(ASKS_AT_OTHER_TIMES, FEW) | {"adaptive": ("vp", "zero_snr"), "deis_3": ()}
 SOME = (
     *("ancestral", "ddim", "heun", "edm_churn", "dpm_solver_pp_3", "dpm_solver_pp_sde", "unipc_3"),
-    *("deis_4", "unipc_corrected", "adaptive"),
+    *("deis_2", "unipc_corrected", "adaptive"),
 )
 """One sampler of each way of working."""
 CASES = [(sampler, name) for sampler in SAMPLERS for name in RUNS_ON.get(sampler, PROCESSES)]

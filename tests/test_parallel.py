@@ -11,6 +11,8 @@ import sys
 import pytest
 
 HERE = pathlib.Path(__file__).parent
+SHARED_CACHE = "ignore:Error reading persistent compilation cache"
+"""Another process may be writing there: then this one compiles for itself."""
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 SHARED = ("pmap", "mesh fsdp")
 ALONE = ("jit in parts", "mesh", "mesh all fsdp", "handed on")
@@ -28,7 +30,7 @@ def start(devices, *argv):
     """Start a script of this folder with so many forced devices."""
     flags = f"--xla_force_host_platform_device_count={devices} " + os.environ.get("XLA_FLAGS", "")
     return subprocess.Popen(
-        [sys.executable, "-W", "error", *map(str, argv)],
+        [sys.executable, "-W", "error", "-W", SHARED_CACHE, *map(str, argv)],
         cwd=HERE.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

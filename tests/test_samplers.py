@@ -27,10 +27,17 @@ each_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 each_case = pytest.mark.parametrize(("sampler", "name"), CASES, scope="module")
 
 
+LONGEST = ("adaptive", "zero_snr")
+
+
 def some(cases):
     """Keep one sampler of each way of working; the others run with test-all."""
+
+    def kept(each):
+        return each[0] in SOME and each != LONGEST
+
     slow = pytest.mark.slow
-    return [each if each[0] in SOME else pytest.param(*each, marks=slow) for each in cases]
+    return [each if kept(each) else pytest.param(*each, marks=slow) for each in cases]
 
 
 some_case = pytest.mark.parametrize(("sampler", "name"), some(CASES), scope="module")
@@ -72,7 +79,11 @@ def test_runs_stacked_by_vmap_are_the_single_ones(sampler, name):
     np.testing.assert_allclose(stacked[0], jitted, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize(("sampler", "name"), some([(sampler, "vp") for sampler in SAMPLERS]))
+@pytest.mark.parametrize(
+    ("sampler", "name"),
+    some([(sampler, "vp") for sampler in SAMPLERS if sampler != "adaptive"])
+    + [pytest.param("adaptive", "vp", marks=pytest.mark.slow)],
+)
 def test_step_by_step_without_jit_is_the_same(sampler, name):
     """Every number known, with the process rather than its table."""
     made = SAMPLERS[sampler](PROCESSES[name], MIXTURE.denoiser(PROCESSES[name]))

@@ -24,6 +24,7 @@ with needed_by("jaxdiff.nn"):
     from jaxdiff.nn.dit import DiT
     from jaxdiff.nn.functional import deferred, functional, on_log_snr, on_steps
     from jaxdiff.nn.mlp import MLP
+    from jaxdiff.nn.text_encoder import TextEncoder
     from jaxdiff.nn.times import LogSNR, Steps, Time
     from jaxdiff.nn.unet import UNet
     from jaxdiff.nn.vision import VisionTransformer
@@ -38,6 +39,7 @@ __all__ = [
     "LogSNR",
     "Sequences",
     "Steps",
+    "TextEncoder",
     "Time",
     "UNet",
     "Vectors",

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.pretrained.errors import WeightsError
 from jaxdiff.pretrained.layouts import LAYOUTS
 from jaxdiff.typing import PyTree
 
@@ -68,7 +69,7 @@ Table: TypeAlias = tuple[Rule, ...]
 """The rules of one model; the first that matches a key counts."""
 
 
-class NamingError(ValueError):
+class NamingError(WeightsError):
     """Tensors that are not those of the network.
 
     Attributes:

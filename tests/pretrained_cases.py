@@ -1,0 +1,40 @@
+"""What the tests of published models share: a network filled from a golden, or from names alone."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxdiff import nn
+from jaxdiff.pretrained import naming
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
+"""Of outputs, in relative L2."""
+
+
+def abstract(module, config, dtype="float32"):
+    """The network of a config without memory: (shapes of its parameters, apply)."""
+    return nn.functional(nnx.eval_shape(lambda: module.make(config, dtype=jnp.dtype(dtype))))
+
+
+def loaded(module, golden, dtype):
+    """The network of a golden with its weights: (params, apply)."""
+    like, apply = abstract(module, golden.config, dtype)
+    return naming.fill(module.TABLE, golden.weights(), like, dtype), apply
+
+
+def error(found, expected):
+    """The relative L2 distance."""
+    assert found.shape == expected.shape
+    found, expected = (np.asarray(x, np.float64) for x in (found, expected))
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def num_mapped(module, config, *files):
+    """Map all names of published files; return the number of the network's parameters."""
+    like, _ = abstract(module, config)
+    for shapes in files:
+        naming.plan(module.TABLE, shapes, like)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like))
