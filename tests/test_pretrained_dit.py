@@ -67,7 +67,9 @@ def test_ten_guided_steps_end_where_those_of_diffusers_end(scale):
     params, apply, golden = loaded("dit_diffusers")
     model, x, y = dit.model(apply), golden.arrays["x"], golden.arrays["y"]
     null = jnp.full_like(y, golden.config["num_embeds_ada_norm"])
-    denoise = guidance.classifier_free(model.denoiser(params, y), model.denoiser(params, null), scale)
+    denoise = guidance.classifier_free(
+        model.denoiser(params, y), model.denoiser(params, null), scale
+    )
     ts = jnp.asarray([*np.arange(901, 0, -100), 0]) / 1000
     sampler = samplers.ddim(model.process, denoise)
     sample = jax.jit(lambda x: samplers.sample(jax.random.key(0), sampler, x, ts))(x)

@@ -197,9 +197,7 @@ def double(
     return waves(t.double(), downscale_freq_shift)
 
 
-def trajectory(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, scale: float
-) -> torch.Tensor:
+def trajectory(model: nn.Module, x: torch.Tensor, y: torch.Tensor, scale: float) -> torch.Tensor:
     """Sample in ten steps of DDIM with guidance, as diffusers' DiTPipeline does."""
     scheduler = DDIMScheduler(clip_sample=False, beta_start=1e-4, beta_end=0.02)
     scheduler.set_timesteps(10)

@@ -24,7 +24,10 @@ def sit(seed: int, larger: int, *, config: dict[str, Any]) -> Golden:
     score = (rows * velocity - x) / ((1 - rows) ** 2 + rows * (1 - rows))
     sample, num_steps = x, 5
     for i in range(num_steps):
-        sample = sample + model(sample, torch.full((3,), i / num_steps, dtype=torch.float64), y) / num_steps
+        sample = (
+            sample
+            + model(sample, torch.full((3,), i / num_steps, dtype=torch.float64), y) / num_steps
+        )
     inputs = {"x": last(x), "u": u, "y": y, "pos_embed": model.pos_embed}
     outputs = {"velocity": last(velocity), "score": last(score), "sample": last(sample)}
     return golden(config, model, seed, inputs, outputs)
