@@ -12,7 +12,6 @@ Equinox module and a plain function are each shown working in the tests.
 from jaxdiff.extras import needed_by
 
 with needed_by("jaxdiff.nn"):
-    from jaxdiff.nn.autoencoder import Autoencoder
     from jaxdiff.nn.conditioning import (
         Condition,
         Context,
@@ -25,14 +24,13 @@ with needed_by("jaxdiff.nn"):
     from jaxdiff.nn.dit import DiT
     from jaxdiff.nn.functional import deferred, functional, on_log_snr, on_steps
     from jaxdiff.nn.mlp import MLP
-    from jaxdiff.nn.times import LogSNR, Steps, Time
     from jaxdiff.nn.text_encoder import TextEncoder
+    from jaxdiff.nn.times import LogSNR, Steps, Time
     from jaxdiff.nn.unet import UNet
     from jaxdiff.nn.vision import VisionTransformer
 
 __all__ = [
     "MLP",
-    "Autoencoder",
     "Condition",
     "Context",
     "DiT",
@@ -41,8 +39,8 @@ __all__ = [
     "LogSNR",
     "Sequences",
     "Steps",
-    "Time",
     "TextEncoder",
+    "Time",
     "UNet",
     "Vectors",
     "VisionTransformer",

@@ -114,7 +114,13 @@ def attention(qkv: Array, num_heads: int, mask: Array | None = None) -> Array:
 
 
 def attend(
-    query: Array, key: Array, value: Array, num_heads: int, mask: Array | None = None
+    query: Array,
+    key: Array,
+    value: Array,
+    num_heads: int,
+    mask: Array | None = None,
+    *,
+    wide: bool = False,
 ) -> Array:
     """Attend from N tokens to M others of the same example.
 
@@ -126,6 +132,7 @@ def attend(
         mask: which of the M may be attended to, (B, M), or by which of the N, (B, N, M) or
             (1, N, M); None is all. A token behind the mask adds exactly nothing; where there is
             none else, the output is 0.
+        wide: whether the scores are summed in float32 at least; else in the dtype of the query.
 
     Returns:
         The heads' outputs side by side, (B, N, C), before the output projection.
@@ -136,9 +143,15 @@ def attend(
     query, key, value = (
         part.reshape(*part.shape[:2], num_heads, head) for part in (query, key, value)
     )
-    scores = jnp.einsum("bnhd,bmhd->bhnm", query * head**-0.5, key)
+    least = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum(
+        "bnhd,bmhd->bhnm",
+        query * head**-0.5,
+        key,
+        preferred_element_type=least if wide else None,
+    )
     # Not jax.nn.dot_product_attention: its softmax is in float32 whatever the dtype.
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    scores = scores.astype(least)
     if mask is None:
         shares = jax.nn.softmax(scores, axis=-1)
     else:
@@ -156,23 +169,37 @@ class CrossAttention(nnx.Module):
         width: C, of the tokens that ask.
         context_width: of those that are asked.
         num_heads: a divisor of C.
+        biased: whether queries, keys and values have biases.
+        wide: as of :func:`attend`.
         options: go to its layers.
 
     Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.2.3; the projection that starts at
     zero is that of Chen et al. 2024 (arXiv:2310.00426), section 2.3.
     """
 
-    def __init__(self, width: int, context_width: int, *, num_heads: int, **options: Any) -> None:
+    def __init__(
+        self,
+        width: int,
+        context_width: int,
+        *,
+        num_heads: int,
+        biased: bool = True,
+        wide: bool = False,
+        **options: Any,
+    ) -> None:
         self.num_heads = num_heads
+        self.wide = wide
         xavier, zeros = nnx.initializers.xavier_uniform(), nnx.initializers.zeros
-        self.query = Linear(width, width, kernel_init=xavier, **options)
-        self.key_value = Linear(context_width, 2 * width, kernel_init=xavier, **options)
+        asking = {"kernel_init": xavier, "use_bias": biased, **options}
+        self.query = Linear(width, width, **asking)
+        self.key_value = Linear(context_width, 2 * width, **asking)
         self.projection = Linear(width, width, kernel_init=zeros, **options)
 
-    def __call__(self, h: Array, tokens: Array, mask: Array) -> Array:
+    def __call__(self, h: Array, tokens: Array, mask: Array | None = None) -> Array:
         """Map (B, N, C), with tokens (B, L, context_width) and their mask (B, L), to (B, N, C)."""
         key, value = jnp.split(self.key_value(tokens), 2, axis=-1)
-        return self.projection(attend(self.query(h), key, value, self.num_heads, mask))
+        mixed = attend(self.query(h), key, value, self.num_heads, mask, wide=self.wide)
+        return self.projection(mixed)
 
 
 def downsample(x: Array) -> Array:
