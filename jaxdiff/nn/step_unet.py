@@ -84,6 +84,7 @@ class StepUNet(nnx.Module):
 
     time = "step"
     """What its time is; see :func:`jaxdiff.nn.on_steps`."""
+    middle_01: ResidualBlock
 
     def __init__(
         self,
@@ -243,7 +244,7 @@ class StepUNet(nnx.Module):
                 h = getattr(self, f"downsample_{i:02d}")(h)
                 kept.append(h)
         h = block("middle_00", h, self.middle, "middle_attention")
-        h = checkpointed(getattr(self, "middle_01"), self.remat)(h, c)
+        h = checkpointed(self.middle_01, self.remat)(h, c)
         for i, level in enumerate(self.up):
             for j in range(level.num_blocks):
                 h = jnp.concatenate([h, kept.pop()], axis=-1)
