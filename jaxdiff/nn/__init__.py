@@ -12,6 +12,7 @@ Equinox module and a plain function are each shown working in the tests.
 from jaxdiff.extras import needed_by
 
 with needed_by("jaxdiff.nn"):
+    from jaxdiff.nn.autoencoder import Autoencoder
     from jaxdiff.nn.conditioning import (
         Condition,
         Context,
@@ -31,6 +32,7 @@ with needed_by("jaxdiff.nn"):
 
 __all__ = [
     "MLP",
+    "Autoencoder",
     "Condition",
     "Context",
     "DiT",
