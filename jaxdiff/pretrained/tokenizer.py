@@ -96,7 +96,7 @@ def read(folder: Path, length: int | None = None) -> Tokenize:
 
 
 def missing(folder: Path) -> Tokenize:
-    """Return what refuses to make tokens, because there is no tokenizer where one would be."""
+    """Return what refuses to make tokens, with a WeightsError: there is no tokenizer there."""
 
     def tokenize(prompts: Sequence[str]) -> np.ndarray:
         raise WeightsError(
