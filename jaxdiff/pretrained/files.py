@@ -4,14 +4,18 @@
     tensors.spec("conv_in.weight")      # its shape and dtype, from the header
     tensors["conv_in.weight"]           # its numbers, a NumPy array
 
-Safetensors files are read by their library, which judges the header; one file, or shards under an
-index. The zip form of PyTorch's files is read by :mod:`jaxdiff.pretrained.torch_zip`. What a file
-is, is told by its first bytes, never by its name.
+Safetensors files are judged by their library, and their numbers read by their places: one file, or
+shards under an index. The zip form of PyTorch's files is read by
+:mod:`jaxdiff.pretrained.torch_zip`. What a file is, is told by its first bytes, never by its name.
 """
 
 import abc
 import json
+import math
+import os
 import re
+import struct
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,29 +99,42 @@ class Safetensors(Tensors):
         with extras.needed_by("jaxdiff.pretrained", "pretrained"):
             from safetensors import SafetensorError, safe_open
         self.path = path
-        self._error = SafetensorError
         try:
-            # By reading, not by mapping: mapped pages would count as memory of this process.
-            self._file = safe_open(path, "numpy", backend="pread")
-            self._specs = {key: self._seen(key) for key in self._file.offset_keys()}
+            with safe_open(path, "numpy", backend="pread") as file:
+                parts = {key: file.get_slice(key) for key in file.offset_keys()}
+                self._specs = {key: self._seen(key, part) for key, part in parts.items()}
         except SafetensorError as error:
             raise WeightsError(f"{path} is no whole safetensors file: {error}.") from error
+        # The numbers are read here, which is twice as fast as by the library, without holding up
+        # other threads. Not by mapping: mapped pages would count as memory of this process.
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._file)
+        (length,) = struct.unpack("<Q", os.pread(self._file, 8, 0))
+        header = json.loads(os.pread(self._file, length, 8))
+        self._places = {
+            key: [8 + length + offset for offset in header[key]["data_offsets"]]
+            for key in self._specs
+        }
 
-    def _seen(self, key: str) -> Spec:
-        part = self._file.get_slice(key)
+    def _seen(self, key: str, part: Any) -> Spec:
         name = part.get_dtype()
         if name not in _DTYPES:
             raise WeightsError(f"{self.path}: {key} has the dtype {name}, which is not known.")
         return Spec(tuple(part.get_shape()), np.dtype(_DTYPES[name]))
 
     def __getitem__(self, key: str) -> np.ndarray:
-        spec = self._specs[key]
-        try:
-            return self._file.get_tensor(key)
-        except (self._error, OSError, TypeError, AttributeError) as error:
-            raise WeightsError(
-                f"{self.path}: {key} ({spec.dtype}) cannot be read: {error}."
-            ) from error
+        shape, dtype = self._specs[key]
+        start, end = self._places[key]
+        content = np.empty(end - start, np.uint8)
+        read = 0
+        while read < len(content):
+            count = os.preadv(self._file, [content[read:].data], start + read)
+            if not count:
+                raise WeightsError(f"{self.path}: {key} ({dtype}) cannot be read: cut short.")
+            read += count
+        if len(content) != math.prod(shape) * dtype.itemsize:  # several numbers in a byte
+            raise WeightsError(f"{self.path}: {key} ({dtype}) cannot be read.")
+        return content.view(dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._specs)

@@ -14,8 +14,11 @@ exactly what it needs in its shape, or :class:`NamingError` lists everything tha
 nothing is read. Tensors are then read, cast and placed one by one.
 """
 
+import collections
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
+from concurrent import futures
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -23,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.pretrained.errors import WeightsError
-from jaxdiff.pretrained.layouts import LAYOUTS
+from jaxdiff.pretrained.layouts import LAYOUTS, side_by_side
 from jaxdiff.typing import PyTree
 
 __all__ = [
@@ -38,6 +41,8 @@ __all__ = [
     "prefixed",
 ]
 
+_READERS = 2
+"""How many tensors are read at once."""
 _SHOWN = 12
 """How many lines of each kind a refusal shows; its attributes have all."""
 
@@ -221,11 +226,25 @@ def fill(table: Iterable[Rule], tensors: Mapping[str, Any], like: PyTree, dtype:
     _judge_copies(copies, tensors)
     _judge_constants(constants, tensors)
 
-    def made(path: str, leaf: Any) -> jax.Array:
-        parts = [LAYOUTS[source.layout](tensors[source.key]) for source in sources[path]]
-        return _placed(parts, tuple(leaf.shape), dtype, getattr(leaf, "sharding", None))
+    wanted = _by_path(like)
 
-    leaves = [made(path, leaf) for path, leaf in _by_path(like).items()]
+    def read(path: str) -> np.ndarray:
+        parts = [LAYOUTS[source.layout](tensors[source.key]) for source in sources[path]]
+        return side_by_side(parts, tuple(wanted[path].shape), dtype)
+
+    made = {}
+    # In the order of the file, one tensor being read while the one before is laid out.
+    order = {key: i for i, key in enumerate(specs)}
+    paths = sorted(wanted, key=lambda path: order[sources[path][0].key])
+    with futures.ThreadPoolExecutor(_READERS) as pool:
+        waiting = collections.deque[futures.Future[np.ndarray]]()
+        ahead = iter(paths)
+        for path in paths:
+            waiting += [
+                pool.submit(read, p) for p in itertools.islice(ahead, _READERS - len(waiting))
+            ]
+            made[path] = _placed(waiting.popleft().result(), wanted[path])
+    leaves = [made[path] for path in wanted]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -364,13 +383,9 @@ def _judge_constants(
         raise NamingError([], [], unequal)
 
 
-def _placed(
-    parts: list[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, sharding: Any
-) -> jax.Array:
-    """Cast tensors that lie side by side, and put them on their devices: copied, never aliased."""
-    whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+def _placed(made: np.ndarray, leaf: Any) -> jax.Array:
+    """Put an array that is nobody else's on its devices."""
+    sharding = getattr(leaf, "sharding", None)
     if sharding is None:
-        return jnp.array(whole, dtype, copy=True)
-    return jax.make_array_from_callback(
-        shape, sharding, lambda index: jnp.array(whole[index], dtype, copy=True)
-    )
+        return jax.device_put(made)
+    return jax.make_array_from_callback(made.shape, sharding, made.__getitem__)

@@ -149,8 +149,9 @@ class TorchZip(Tensors):
 
     def _numbers(self, storage: Storage) -> np.ndarray:
         """Read a storage; one that several tensors share is kept until another is."""
-        if self._kept is not None and self._kept[0] == storage:
-            return self._kept[1]
+        kept = self._kept  # once, for other threads may set it
+        if kept is not None and kept[0] == storage:
+            return kept[1]
         try:
             content = self._read(f"data/{storage.key}")
         except _DAMAGE as error:
