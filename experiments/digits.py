@@ -82,9 +82,9 @@ def train(
         eval_split: The split that judges, such as validation; test unless given.
         quiet: Show no progress.
     """
+    running.start()
     check(config)
     config = image_sources.placed(config)
-    running.start()
     directory = command.claim(run_dir)
     record = runs.read_record(directory)
     moved = config.data_dir in (None, (record or {"config": {}})["config"].get("data_dir"))
