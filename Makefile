@@ -1,6 +1,7 @@
 # make run    trains on real digits, judges and draws the model: see runs/digits/report.md
 # make test   checks everything but what takes minutes
-# make test-all   checks that too: a run killed twenty times, every experiment's smoke preset
+# make test-all   checks that too: a run killed twenty times, every experiment's smoke preset,
+#                 published models beside their sources in torch, in .venv-peers
 # They install what they need into .venv from PyPI, at the versions of .constraints.txt.
 # make test-newest   the tests with the newest versions of everything, in .venv-newest
 
@@ -19,7 +20,7 @@ run: .venv/train
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-all: test
+test-all: test .venv-peers/made
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 test-newest: .venv-newest/dev
@@ -48,5 +49,11 @@ lint: .venv/dev
 	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[train,pretrained,dev]'
 	touch $@
 
+.venv-peers/made: .constraints-peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --constraint .constraints-peers.txt \
+	  torch diffusers transformers accelerate
+	touch $@
+
 clean:
-	rm -rf .venv .venv-newest runs
+	rm -rf .venv .venv-newest .venv-peers runs

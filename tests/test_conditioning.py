@@ -177,6 +177,20 @@ def test_masked_attention_is_the_softmax_over_what_is_shown():
         np.testing.assert_allclose(found[row], expected, atol=1e-12)
 
 
+def test_each_token_may_have_a_mask_of_its_own():
+    from jaxdiff.nn.layers import attend, attention
+
+    qkv = jax.random.normal(jax.random.key(0), (ROWS, 3, 12))
+    query, key, value = jnp.split(qkv, 3, axis=-1)
+    found = attention(qkv, 2, jnp.tri(3, dtype=bool)[jnp.newaxis])
+    for n in range(3):
+        alone = attend(query[:, n : n + 1], key[:, : n + 1], value[:, : n + 1], 2)
+        np.testing.assert_allclose(found[:, n : n + 1], alone, rtol=1e-12, atol=1e-12)
+    kept = jnp.broadcast_to(jnp.asarray([True, False, True]), (ROWS, 3))
+    same = attention(qkv, 2, jnp.broadcast_to(kept[:, jnp.newaxis], (ROWS, 3, 3)))
+    np.testing.assert_array_equal(attention(qkv, 2, kept), same)
+
+
 def test_mean_over_a_mask_counts_only_what_is_shown():
     from jaxdiff.nn.layers import masked_mean
 

@@ -25,7 +25,7 @@ LAYER = {
     **dict.fromkeys(("mixtures", "guidance", "losses", "samplers", "likelihood"), 3),
     "metrics": 3,
     **dict.fromkeys(("nn", "data", "devices", "plotting"), 4),
-    **dict.fromkeys(("training", "generation"), 5),
+    **dict.fromkeys(("training", "generation", "pretrained"), 5),
     "__init__": 6,
 }
 HEAVY = ("flax", "optax", "orbax", "tensorflow_datasets", "grain", "matplotlib", "sklearn")

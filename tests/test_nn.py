@@ -220,6 +220,20 @@ def test_log_snr_may_be_given_by_its_name():
     )
 
 
+def test_layer_norm_scales_and_shifts_in_float32():
+    from jaxdiff.nn.layers import LayerNorm, layer_norm
+
+    norm = LayerNorm(16, epsilon=1e-5, param_dtype=float)
+    scale, shift = jnp.linspace(0.5, 2.0, 16), jnp.arange(16.0)
+    norm.scale[...], norm.bias[...] = scale, shift
+    x = jax.random.normal(jax.random.key(0), (3, 5, 16))
+    expected = layer_norm(x, 1e-5) * scale[np.newaxis, np.newaxis] + shift[np.newaxis, np.newaxis]
+    np.testing.assert_allclose(norm(x), expected, rtol=1e-12, atol=1e-12)
+    half = x.astype(jnp.bfloat16)
+    expected = norm(half.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(norm(half), expected)
+
+
 def test_layer_norm_is_the_published_formula():
     from jaxdiff.nn.layers import layer_norm
 
@@ -228,6 +242,33 @@ def test_layer_norm_is_the_published_formula():
     np.testing.assert_allclose(layer_norm(x), expected, rtol=1e-10, atol=1e-10)
     # 100 +- 1 in float32 has 5 digits of the deviation left.
     np.testing.assert_allclose(layer_norm(x.astype(jnp.float32)), expected, atol=1e-4)
+
+
+def test_group_norm_is_the_published_formula():
+    from jaxdiff.nn.layers import GroupNorm
+
+    norm = GroupNorm(6, max_groups=2, epsilon=0.1, param_dtype=float)
+    norm.bias[...] = jnp.arange(6.0)
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 6))
+    groups = x.reshape(2, 12, 2, 3)
+    mean, variance = (f(groups, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+    expected = ((groups - mean) / np.sqrt(variance + 0.1)).reshape(x.shape) + np.arange(6.0)
+    np.testing.assert_allclose(norm(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_steps_are_embedded_as_ddpm_does_and_flipped_as_dit_does():
+    from jaxdiff.nn.layers import sinusoidal
+
+    t = np.array([0.0, 1.0, 999.0])
+    ddpm = 10000.0 ** (-np.arange(4) / 3)
+    expected = np.concatenate([np.sin(np.outer(t, ddpm)), np.cos(np.outer(t, ddpm))], axis=-1)
+    np.testing.assert_allclose(sinusoidal(jnp.asarray(t), 8, shift=1.0), expected, atol=1e-12)
+    dit = np.outer(t, 10000.0 ** (-np.arange(4) / 4))
+    expected = np.concatenate([np.cos(dit), np.sin(dit)], axis=-1)
+    np.testing.assert_allclose(sinusoidal(jnp.asarray(t), 8, flip=True), expected, atol=1e-12)
+    assert sinusoidal(jnp.arange(2), 8).dtype == jnp.float32
+    with pytest.raises(ValueError, match="`width` must be even; got 7"):
+        sinusoidal(jnp.asarray(t), 7)
 
 
 def test_patches_are_contiguous_and_come_back():

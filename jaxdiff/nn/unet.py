@@ -23,7 +23,6 @@ Source: Ho et al. 2020 (arXiv:2006.11239), appendix B, with the scale and shift 
 Nichol 2021 (arXiv:2105.05233), section 3.1 (adaptive group normalisation: y_s norm(h) + y_b).
 """
 
-import math
 from typing import Any
 
 import jax
@@ -33,125 +32,16 @@ from flax import nnx
 from jaxdiff import checks
 from jaxdiff.nn.conditioning import Conditions, Context
 from jaxdiff.nn.layers import (
-    CrossAttention,
-    Linear,
-    attention,
+    GroupNorm,
     check_image_shape,
     check_input,
     checkpointed,
-    dropout,
+    downsample,
+    upsample,
 )
 from jaxdiff.nn.network import Conditioning, Network
+from jaxdiff.nn.residual import AttentionBlock, ResidualBlock
 from jaxdiff.typing import Array, Key
-
-
-def downsample(x: Array) -> Array:
-    """Average over 2 x 2 pixels: (B, H, W, C) to (B, H/2, W/2, C)."""
-    num_rows, height, width, channels = x.shape
-    return x.reshape(num_rows, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
-
-
-def upsample(x: Array) -> Array:
-    """Repeat every pixel 2 x 2 times: (B, H, W, C) to (B, 2H, 2W, C)."""
-    num_rows, height, width, channels = x.shape
-    x = x[:, :, jnp.newaxis, :, jnp.newaxis]
-    x = jnp.broadcast_to(x, (num_rows, height, 2, width, 2, channels))
-    return x.reshape(num_rows, 2 * height, 2 * width, channels)
-
-
-class GroupNorm(nnx.Module):
-    """Group normalisation with a learned scale and shift, statistics in float32 at least.
-
-    Source: Wu and He 2018 (arXiv:1803.08494), section 3.
-    """
-
-    def __init__(self, channels: int, *, max_groups: int = 8, param_dtype: Any) -> None:
-        self.num_groups = math.gcd(channels, max_groups)
-        self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
-
-    def __call__(self, x: Array) -> Array:
-        """Normalise (B, H, W, C) over pixels and the channels of a group."""
-        num_rows, channels = x.shape[0], x.shape[-1]
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        groups = wide.reshape(num_rows, -1, self.num_groups, channels // self.num_groups)
-        centred = groups - groups.mean(axis=(1, 3), keepdims=True)
-        variance = jnp.mean(centred * centred, axis=(1, 3), keepdims=True)
-        normal = (centred * jax.lax.rsqrt(variance + 1e-6)).reshape(-1, channels)
-        scaled = normal * self.scale[...][jnp.newaxis] + self.bias[...][jnp.newaxis]
-        return scaled.reshape(x.shape).astype(x.dtype)
-
-
-class ResidualBlock(nnx.Module):
-    """One residual block; `options` go to its layers."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        cond_width: int,
-        *,
-        dropout: float,
-        site: int,
-        **options: Any,
-    ) -> None:
-        self.dropout = dropout
-        self.site = site
-        zeros = nnx.initializers.zeros
-        norm_options = {"param_dtype": options["param_dtype"]}
-        self.norm_in = GroupNorm(in_channels, **norm_options)
-        self.conv_in = nnx.Conv(in_channels, channels, (3, 3), **options)
-        self.modulation = Linear(cond_width, 2 * channels, **options)
-        self.norm_out = GroupNorm(channels, **norm_options)
-        self.conv_out = nnx.Conv(channels, channels, (3, 3), kernel_init=zeros, **options)
-        self.shortcut = (
-            None if in_channels == channels else Linear(in_channels, channels, **options)
-        )
-
-    def __call__(self, x: Array, c: Array, key: Key | None) -> Array:
-        """Map (B, H, W, in) and activated conditioning (B, cond_width) to (B, H, W, channels)."""
-        h = self.conv_in(jax.nn.silu(self.norm_in(x)))
-        modulation = self.modulation(c)[:, jnp.newaxis, jnp.newaxis]
-        scale, shift = jnp.split(modulation, 2, axis=-1)
-        h = jax.nn.silu(self.norm_out(h) * (1.0 + scale) + shift)
-        h = self.conv_out(dropout(h, self.dropout, key, self.site))
-        return h + (x if self.shortcut is None else self.shortcut(x))
-
-
-class AttentionBlock(nnx.Module):
-    """Attention among the pixels of an image, then to a context; `options` go to its layers.
-
-    Args:
-        channels: C.
-        num_heads: a divisor of C.
-        context_width: of the tokens of the context; None is without.
-        options: of the layers.
-    """
-
-    def __init__(
-        self, channels: int, *, num_heads: int, context_width: int | None, **options: Any
-    ) -> None:
-        self.num_heads = num_heads
-        norm_options = {"param_dtype": options["param_dtype"]}
-        self.norm = GroupNorm(channels, **norm_options)
-        self.qkv = Linear(channels, 3 * channels, **options)
-        zeros = nnx.initializers.zeros
-        self.projection = Linear(channels, channels, kernel_init=zeros, **options)
-        if context_width is None:
-            self.cross = None
-        else:
-            self.cross_norm = GroupNorm(channels, **norm_options)
-            self.cross = CrossAttention(channels, context_width, num_heads=num_heads, **options)
-
-    def __call__(self, x: Array, context: Context | None) -> Array:
-        """Map (B, H, W, C) to the same shape."""
-        tokens = self.norm(x).reshape(x.shape[0], -1, x.shape[-1])
-        mixed = attention(self.qkv(tokens), self.num_heads)
-        x = x + self.projection(mixed).reshape(x.shape)
-        if self.cross is None or context is None:
-            return x
-        tokens = self.cross_norm(x).reshape(tokens.shape)
-        return x + self.cross(tokens, *context).reshape(x.shape)
 
 
 class UNet(Network):

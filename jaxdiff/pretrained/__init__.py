@@ -1,0 +1,1 @@
+"""Weights of the field, read without their framework and without running code."""
