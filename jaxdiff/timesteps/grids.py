@@ -116,7 +116,7 @@ def karras(
     if not reached:
         raise ValueError(
             "`sigma_min` and `sigma_max` must be noise levels sigma/alpha that the process "
-            f"reaches at times in (0, {t_max:g}]; got {sigma_min} and {sigma_max}."
+            f"reaches at times in (0, {t_max:g}]; got {sigma_min} and {sigma_max}, with `rho` {rho}."
         )
     times = jnp.minimum(times, process.t_max)
     return jnp.concatenate([times, jnp.zeros(1, times.dtype)])
