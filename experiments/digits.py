@@ -275,7 +275,7 @@ def sample(
                 "num": num,
                 "guidance": guided,
             }
-            streaming.write(path, said, draw, labels, progress=not quiet)
+            streaming.write(path, said, draw, labels, images.shape, progress=not quiet)
 
 
 def identity(restored: Restored) -> dict[str, Any]:
