@@ -39,11 +39,8 @@ def inputs(golden):
 @pytest.mark.parametrize(
     "name",
     [
-        "sd1",
-        "sdxl",
-        "inpainting",
-        "ddpm",
-        *(pytest.param(n, marks=SLOW) for n in ("sd2", "scaled")),
+        *("inpainting", "sdxl", "ddpm"),
+        *(pytest.param(name, marks=SLOW) for name in ("sd1", "sd2", "scaled")),
     ],
 )
 def test_outputs_equal_the_source_in_all_digits(name):
