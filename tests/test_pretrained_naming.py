@@ -7,6 +7,7 @@ import pytest
 
 from jaxdiff.devices import placement
 from jaxdiff.pretrained import naming
+from jaxdiff.pretrained.errors import WeightsError
 from jaxdiff.pretrained.naming import NamingError, Rule
 
 TABLE = (
@@ -161,7 +162,7 @@ def test_parameters_take_the_dtype_that_is_asked_for(dtype):
 def test_dtypes_that_are_no_weights_are_refused():
     wanted = {"norm": like()["norm"]}
     for dtype in (np.int8, np.int64, bool, jnp.float8_e4m3fn):
-        with pytest.raises(TypeError, match=rf"norm.weight \({np.dtype(dtype)}\)"):
+        with pytest.raises(WeightsError, match=rf"norm.weight \({np.dtype(dtype)}\)"):
             naming.fill(TABLE, {"norm.weight": np.ones(4, dtype)}, wanted, "float32")
     for dtype in ("int32", "float31"):
         with pytest.raises((TypeError, ValueError), match="`dtype` must"):

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxdiff.nn.autoencoder import Autoencoder
 from jaxdiff.pretrained import configs, rules
+from jaxdiff.pretrained.keys import counted
 from jaxdiff.pretrained.naming import Table
 
 __all__ = ["TABLE", "make"]
@@ -77,7 +77,7 @@ def make(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Autoencoder:
         max_groups=groups,
         dtype=dtype,
         param_dtype=dtype,
-        rngs=nnx.Rngs(0),
+        rngs=counted(),
     )
 
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxdiff.nn.text_encoder import ACTIVATIONS, TextEncoder
 from jaxdiff.pretrained import rules
+from jaxdiff.pretrained.keys import counted
 from jaxdiff.pretrained.naming import Rule, Table
 
 __all__ = ["TABLE", "make"]
@@ -65,7 +65,7 @@ def make(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> TextEncoder:
         projection=get("projection_dim", 512) if projected else None,
         dtype=dtype,
         param_dtype=dtype,
-        rngs=nnx.Rngs(0),
+        rngs=counted(),
     )
 
 

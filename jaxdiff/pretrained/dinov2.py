@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxdiff.nn.vision import VisionTransformer
+from jaxdiff.pretrained.keys import counted
 from jaxdiff.pretrained.naming import Rule, Table
 from jaxdiff.pretrained.rules import layer, norm
 
@@ -78,7 +78,7 @@ def make(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> VisionTransf
         epsilon=get("layer_norm_eps", 1e-6),
         dtype=dtype,
         param_dtype=dtype,
-        rngs=nnx.Rngs(0),
+        rngs=counted(),
     )
 
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jaxdiff import nn, processes
 from jaxdiff.denoisers import Model
 from jaxdiff.nn.dit import sincos_positions
 from jaxdiff.pretrained import configs
+from jaxdiff.pretrained.keys import counted
 from jaxdiff.pretrained.naming import Rule, Table
 from jaxdiff.pretrained.rules import layer
 from jaxdiff.typing import Apply
@@ -51,7 +51,7 @@ def make(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> nn.DiT:
     """
     read = _read_original if "hidden_size" in config else _read_diffusers
     options = read(config)
-    return nn.DiT(**options, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+    return nn.DiT(**options, dtype=dtype, param_dtype=dtype, rngs=counted())
 
 
 def _read_original(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ __all__ = [
     "Source",
     "Table",
     "fill",
+    "judged_dtype",
     "plan",
     "prefixed",
 ]
@@ -206,10 +207,11 @@ def fill(table: Iterable[Rule], tensors: Mapping[str, Any], like: PyTree, dtype:
     Raises:
         NamingError: as :func:`plan`, or if a copy differs from its first, or a constant from what
             it must be; nothing is made then.
-        TypeError: if a tensor that is needed, or `dtype`, is not floating point.
+        WeightsError: if a tensor that is needed is not floating point.
+        TypeError: if `dtype` is not.
         ValueError: as :func:`plan`.
     """
-    dtype = _judged_dtype(dtype)
+    dtype = judged_dtype(dtype)
     spec = getattr(tensors, "spec", tensors.__getitem__)
     specs = {key: spec(key) for key in tensors}
     sources, copies, constants = plan(
@@ -300,7 +302,13 @@ def _misfits(
     ]
 
 
-def _judged_dtype(dtype: Any) -> np.dtype:
+def judged_dtype(dtype: Any) -> np.dtype:
+    """Return the dtype that parameters are to have.
+
+    Raises:
+        TypeError: if it is not floating point.
+        ValueError: if it is float64, and JAX has it not.
+    """
     try:
         dtype = jnp.dtype(dtype)
     except TypeError:
@@ -318,7 +326,7 @@ _READABLE = tuple(jnp.dtype(name) for name in ("float16", "bfloat16", "float32",
 def _judge_floating(specs: Mapping[str, Any]) -> None:
     odd = [f"{key} ({s.dtype})" for key, s in specs.items() if jnp.dtype(s.dtype) not in _READABLE]
     if odd:
-        raise TypeError(
+        raise WeightsError(
             "The weights must be float16, bfloat16, float32 or float64; "
             + _listed(f"{len(odd)} of {len(specs)} tensors are not", odd)
             + "\nQuantised weights are not supported: load a file that is not quantised."

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxdiff.nn.step_unet import Level, Pooled, StepUNet
+from jaxdiff.pretrained.keys import Counted
 from jaxdiff.pretrained.naming import Rule, Table
 
 __all__ = ["TABLE", "make"]
@@ -114,7 +114,8 @@ def make(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> StepUNet:
         raise ValueError(f"`_class_name` must be one of {', '.join(_ONLY)}; got {kind!r}.")
     judged = _judged(kind, config)
     read = _read_conditional if kind == "UNet2DConditionModel" else _read_unconditional
-    return StepUNet(**read(judged), dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+    rngs: Any = Counted()
+    return StepUNet(**read(judged), dtype=dtype, param_dtype=dtype, rngs=rngs)
 
 
 def _judged(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:

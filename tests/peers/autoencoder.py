@@ -8,15 +8,16 @@ from diffusers import AutoencoderKL
 from peers.common import Golden, drawn, filled, golden, last, main, shapes_of
 
 SHARED = {
-    "down_block_types": ["DownEncoderBlock2D"] * 3,
-    "up_block_types": ["UpDecoderBlock2D"] * 3,
-    "block_out_channels": [8, 8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "block_out_channels": [8, 16],
     "layers_per_block": 2,
     "norm_num_groups": 4,
 }
 SD = {**SHARED, "latent_channels": 4, "scaling_factor": 0.18215}
 FLUX = {
     **SHARED,
+    "layers_per_block": 1,
     "latent_channels": 16,
     "scaling_factor": 0.3611,
     "shift_factor": 0.1159,
@@ -38,9 +39,9 @@ FIRST_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "pro
 def autoencoder(seed: int, larger: int, *, config: dict[str, Any]) -> Golden:
     config = {**config, "norm_num_groups": 4 << larger}
     model = filled(AutoencoderKL(**config), seed)
-    height, width = 16 + 8 * larger, 12
+    height, width = 8 + 4 * larger, 6
     x = torch.from_numpy(drawn("x", (2, 3, height, width), seed, 1.0))
-    z = torch.from_numpy(drawn("z", (2, config["latent_channels"], height // 4, 3), seed))
+    z = torch.from_numpy(drawn("z", (2, config["latent_channels"], height // 2, 3), seed))
     posterior = model.encode(x).latent_dist
     scale, shift = config["scaling_factor"], config.get("shift_factor") or 0.0
     outputs = {

@@ -1,16 +1,18 @@
 """What diffusers' two U-Nets make of images and latents. See `common` for how to run it.
 
 The source embeds steps in float32 whatever its dtype; here it does in float64, so that it can be
-compared in all digits. How it rounds them is a golden of its own, `unet_sd1_float32`.
+compared in all digits. How it rounds them is a golden of its own, `unet_rounded`.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.models import embeddings
 from peers.common import Golden, drawn, filled, golden, last, main, shapes_of
 from unet_cases import PUBLISHED
@@ -20,7 +22,6 @@ CONDITIONAL = {
     "block_out_channels": [8, 16],
     "cross_attention_dim": 12,
     "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "layers_per_block": 2,
     "norm_num_groups": 4,
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
 }
@@ -30,7 +31,6 @@ SD2 = {
     "attention_head_dim": [2, 4],
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    "layers_per_block": 1,
     "upcast_attention": True,
     "use_linear_projection": True,
 }
@@ -40,13 +40,18 @@ SDXL = {
     "addition_time_embed_dim": 6,
     "attention_head_dim": [2, 4],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "layers_per_block": 1,
     "projection_class_embeddings_input_dim": 10 + 6 * 6,
     "transformer_layers_per_block": [1, 2],
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     "use_linear_projection": True,
 }
-INPAINTING = {**SD1, "in_channels": 9, "layers_per_block": 1}
+INPAINTING = {**SD1, "in_channels": 9}
+ROUNDED = {
+    **SD1,
+    "block_out_channels": [32],
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
+}
 UNCONDITIONAL = {
     "_class_name": "UNet2DModel",
     "attention_head_dim": 8,
@@ -63,7 +68,7 @@ DDPM = {
     "freq_shift": 1,
     "norm_eps": 1e-6,
 }
-SCALED = {**UNCONDITIONAL, "layers_per_block": 1, "resnet_time_scale_shift": "scale_shift"}
+SCALED = {**UNCONDITIONAL, "resnet_time_scale_shift": "scale_shift"}
 
 
 def in_float64(t, width, flip_sin_to_cos=False, downscale_freq_shift=1.0, **_):
@@ -75,6 +80,20 @@ def in_float64(t, width, flip_sin_to_cos=False, downscale_freq_shift=1.0, **_):
     return torch.cat(parts[::-1] if flip_sin_to_cos else parts, dim=-1)
 
 
+@contextlib.contextmanager
+def embedded_in_float64() -> Iterator[None]:
+    """Let the source embed steps in float64."""
+    plain, embeddings.get_timestep_embedding = embeddings.get_timestep_embedding, in_float64
+    try:
+        yield
+    finally:
+        embeddings.get_timestep_embedding = plain
+
+
+def channels_last(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: last(x) if x.ndim == 4 else x for name, x in given.items()}
+
+
 def module(config: dict[str, Any], seed: int) -> torch.nn.Module:
     """Make the model of a config, with the weights of the seed."""
     kind = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
@@ -82,10 +101,12 @@ def module(config: dict[str, Any], seed: int) -> torch.nn.Module:
     return filled(kind[config["_class_name"]](**given), seed)
 
 
-def inputs_of(config: dict[str, Any], seed: int, larger: int) -> dict[str, np.ndarray]:
-    """Draw what a model of a config takes, in the source's layout."""
+def inputs_of(
+    config: dict[str, Any], seed: int, larger: int, odd: bool = False
+) -> dict[str, np.ndarray]:
+    """Draw what a model of a config takes, in the source's layout; odd sizes are not halved."""
     channels = config.get("in_channels", 3 if config["_class_name"] == "UNet2DModel" else 4)
-    size = (8 + 4 * larger, 4)
+    size = (7, 5 + 2 * larger) if odd else (8 + 4 * larger, 4)
     given = {"x": drawn("x", (2, min(channels, 4), *size), seed), "t": np.array([17.0, 999.0])}
     if channels > 4:
         given["beside"] = drawn("beside", (2, channels - 4, *size), seed)
@@ -108,27 +129,49 @@ def output(model: torch.nn.Module, given: dict[str, np.ndarray], dtype: Any) -> 
     return last(model(x, at["t"], at["tokens"], added_cond_kwargs=added).sample)
 
 
-def unet(seed: int, larger: int, *, config: dict[str, Any], resized: bool = False) -> Golden:
-    config = {**config, "norm_num_groups": 4 << larger}
+def unet(seed: int, larger: int, *, config: dict[str, Any], odd: bool = False) -> Golden:
+    config = {**config, "layers_per_block": 1 + larger, "norm_num_groups": 4 << larger}
+    model = module(config, seed)
+    given = inputs_of(config, seed, larger, odd)
+    with embedded_in_float64():
+        found = {"y": output(model, given, torch.float64)}
+    return golden(config, model, seed, channels_last(given), found)
+
+
+def rounded(seed: int, larger: int) -> Golden:
+    config = {**ROUNDED, "layers_per_block": 1 + larger}
+    model = module(config, seed).float()
+    given = inputs_of(config, seed, larger)
+    found = {"y": output(model, given, torch.float32)}
+    return golden(config, model, seed, channels_last(given), found)
+
+
+def trajectory(seed: int, larger: int, *, config: dict[str, Any], prediction: str) -> Golden:
+    """Sample ten steps of DDIM with guidance 5, as the pipelines of Stable Diffusion do."""
+    config = {**config, "layers_per_block": 1, "norm_num_groups": 4 << larger}
     model = module(config, seed)
     given = inputs_of(config, seed, larger)
-    if resized:  # H and W that cannot be halved
-        given["x"] = drawn("x", (2, 4, 7, 5), seed)
-    plain, embeddings.get_timestep_embedding = embeddings.get_timestep_embedding, in_float64
-    try:
-        found = {"y": output(model, given, torch.float64)}
-    finally:
-        embeddings.get_timestep_embedding = plain
-    shown = {name: last(x) if x.ndim == 4 else x for name, x in given.items()}
-    return golden(config, model, seed, shown, found)
-
-
-def in_float32(seed: int, larger: int) -> Golden:
-    model = module(SD1, seed).float()
-    given = inputs_of(SD1, seed, larger)
-    found = {"y": output(model, given, torch.float32)}
-    shown = {name: last(x) if x.ndim == 4 else x for name, x in given.items()}
-    return golden(SD1, model, seed, shown, found)
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        prediction_type=prediction,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    scheduler.set_timesteps(10)
+    null = drawn("null", given["tokens"].shape, seed)
+    tokens = torch.from_numpy(np.concatenate([null, given["tokens"]]))
+    x = torch.from_numpy(given["x"])
+    with embedded_in_float64():
+        for step in scheduler.timesteps:
+            without, towards = model(torch.cat([x, x]), step, tokens).sample.chunk(2)
+            guided = without + 5.0 * (towards - without)
+            x = scheduler.step(guided, step, x).prev_sample
+    inputs = {"x": last(given["x"]), "tokens": given["tokens"], "null": null}
+    found = {"steps": scheduler.timesteps, "latents": last(x)}
+    return golden(config, model, seed, inputs, found)
 
 
 def published() -> dict[str, dict[str, tuple[int, ...]]]:
@@ -144,19 +187,14 @@ def published() -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 if __name__ == "__main__":
-    CASES = {
-        "sd1": SD1,
-        "sd2": SD2,
-        "sdxl": SDXL,
-        "inpainting": INPAINTING,
-        "ddpm": DDPM,
-        "scaled": SCALED,
-    }
+    CASES = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL, "ddpm": DDPM, "scaled": SCALED}
     main(
         {
+            "unet_inpainting": partial(unet, config=INPAINTING, odd=True),
             **{f"unet_{name}": partial(unet, config=config) for name, config in CASES.items()},
-            "unet_sd1_resized": partial(unet, config=SD1, resized=True),
-            "unet_sd1_float32": in_float32,
+            "unet_rounded": rounded,
+            "unet_trajectory_sd1": partial(trajectory, config=SD1, prediction="epsilon"),
+            "unet_trajectory_sd2": partial(trajectory, config=SD2, prediction="v_prediction"),
         },
         published,
     )
