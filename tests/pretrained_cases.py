@@ -14,9 +14,10 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 """Of outputs, in relative L2."""
 
 
-def abstract(module, config, dtype="float32"):
+def abstract(module, config, dtype="float32", method="__call__"):
     """The network of a config without memory: (shapes of its parameters, apply)."""
-    return nn.functional(nnx.eval_shape(lambda: module.make(config, dtype=jnp.dtype(dtype))))
+    made = nnx.eval_shape(lambda: module.make(config, dtype=jnp.dtype(dtype)))
+    return nn.functional(made, method)
 
 
 def loaded(module, golden, dtype):
@@ -32,9 +33,9 @@ def error(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-def num_mapped(module, config, *files):
+def num_mapped(module, config, *files, method="__call__"):
     """Map all names of published files; return the number of the network's parameters."""
-    like, _ = abstract(module, config)
+    like, _ = abstract(module, config, method=method)
     for shapes in files:
         naming.plan(module.TABLE, shapes, like)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like))

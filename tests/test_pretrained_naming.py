@@ -7,6 +7,7 @@ import pytest
 
 from jaxdiff.devices import placement
 from jaxdiff.pretrained import naming
+from jaxdiff.pretrained.errors import WeightsError
 from jaxdiff.pretrained.naming import NamingError, Rule
 
 TABLE = (
@@ -81,6 +82,7 @@ def test_layouts_are_those_of_the_products_they_are_for():
     by_patch = patches.reshape(2, 2, 3, -1) @ laid("conv_as_patches", filters, (18, 5))
     np.testing.assert_allclose(by_patch, ours, rtol=1e-12, atol=1e-12)
     np.testing.assert_array_equal(laid("flat", weight[None], (15,)), weight.reshape(-1))
+    np.testing.assert_array_equal(laid("unbatched", weight[None], (5, 3)), weight)
 
 
 def test_everything_that_does_not_fit_is_listed_and_nothing_is_read():
@@ -130,6 +132,25 @@ def test_copies_must_be_there_and_equal():
     assert error.missing == ["h.0.time.weight, of which h.1.time.weight is a copy"]
 
 
+def test_constants_must_be_what_their_shape_says():
+    def counted(shape):
+        if len(shape) != 1:
+            raise ValueError("must have 1 axis")
+        return np.linspace(0.0, 1.0, shape[0])
+
+    table = (Rule(r"places", None, constant=counted), *TABLE)
+    wanted, norm = {"norm": like()["norm"]}, {"norm.weight": np.zeros(4)}
+    for dtype in ("bfloat16", "float32", "float64"):
+        source = norm | {"places": np.linspace(0.0, 1.0, 7).astype(jnp.dtype(dtype))}
+        assert naming.fill(table, source, wanted, "float32").keys() == {"norm"}
+        for wrong in (1e-2, np.nan):
+            moved = (source["places"] + wrong).astype(source["places"].dtype)
+            error = refusal(norm | {"places": moved}, wanted, table)
+            assert error.unfitting == ["places: must hold the constants of its shape, and does not"]
+    error = refusal(norm | {"places": np.zeros((1, 7))}, wanted, table)
+    assert error.unfitting == ["places [1, 7]: must have 1 axis"]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_parameters_take_the_dtype_that_is_asked_for(dtype):
     source = {"norm.weight": np.asarray([1.0, 2.0, 3.0, 4.0]).astype(jnp.bfloat16)}
@@ -141,7 +162,7 @@ def test_parameters_take_the_dtype_that_is_asked_for(dtype):
 def test_dtypes_that_are_no_weights_are_refused():
     wanted = {"norm": like()["norm"]}
     for dtype in (np.int8, np.int64, bool, jnp.float8_e4m3fn):
-        with pytest.raises(TypeError, match=rf"norm.weight \({np.dtype(dtype)}\)"):
+        with pytest.raises(WeightsError, match=rf"norm.weight \({np.dtype(dtype)}\)"):
             naming.fill(TABLE, {"norm.weight": np.ones(4, dtype)}, wanted, "float32")
     for dtype in ("int32", "float31"):
         with pytest.raises((TypeError, ValueError), match="`dtype` must"):

@@ -287,13 +287,19 @@ def judge_apply(apply: Apply) -> None:
 
     Raises:
         TypeError: if it cannot be called so.
-        ValueError: if it takes log-SNR for its time and was not told how.
+        ValueError: if it takes log-SNR or steps for its time and was not told how.
     """
     checks.function("apply", apply, "(params, x_t, t, cond, *, key) -> (B, ...)")
-    if getattr(apply, "time", "t") == "log_snr":
+    time = getattr(apply, "time", "t")
+    if time == "log_snr":
         raise ValueError(
             "`apply` is of a network that takes log-SNR in place of t: give "
             "nn.on_log_snr(apply, process.log_snr)."
+        )
+    if time == "step":
+        raise ValueError(
+            "`apply` is of a network that takes steps in place of t: give "
+            "nn.on_steps(apply, process.num_steps)."
         )
 
 

@@ -12,6 +12,7 @@ Equinox module and a plain function are each shown working in the tests.
 from jaxdiff.extras import needed_by
 
 with needed_by("jaxdiff.nn"):
+    from jaxdiff.nn.autoencoder import Autoencoder
     from jaxdiff.nn.conditioning import (
         Condition,
         Context,
@@ -22,24 +23,32 @@ with needed_by("jaxdiff.nn"):
         null_cond,
     )
     from jaxdiff.nn.dit import DiT
-    from jaxdiff.nn.functional import deferred, functional, on_log_snr
+    from jaxdiff.nn.functional import deferred, functional, on_log_snr, on_steps
     from jaxdiff.nn.mlp import MLP
     from jaxdiff.nn.text_encoder import TextEncoder
+    from jaxdiff.nn.times import LogSNR, Steps, Time
     from jaxdiff.nn.unet import UNet
+    from jaxdiff.nn.vision import VisionTransformer
 
 __all__ = [
     "MLP",
+    "Autoencoder",
     "Condition",
     "Context",
     "DiT",
     "Embedding",
     "Labels",
+    "LogSNR",
     "Sequences",
+    "Steps",
     "TextEncoder",
+    "Time",
     "UNet",
     "Vectors",
+    "VisionTransformer",
     "deferred",
     "functional",
     "null_cond",
     "on_log_snr",
+    "on_steps",
 ]

@@ -1,7 +1,7 @@
 r"""The diffusion transformer with adaLN-Zero blocks.
 
 The image is cut into N = (H / p)(W / p) patches of p x p pixels; each becomes a token of C
-numbers. With c = silu(embedding of log-SNR and conditioning), every block is
+numbers. With c = silu(embedding of time and conditioning), every block is
 
     (b1, g1, a1, b2, g2, a2) = W c + w                           (6 C numbers an example)
     h <- h + a1 * proj(attention(qkv((1 + g1) * norm(h) + b1)))
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxdiff import checks
 from jaxdiff.nn.conditioning import Conditions, Context
 from jaxdiff.nn.layers import (
     CrossAttention,
@@ -37,6 +38,7 @@ from jaxdiff.nn.layers import (
     layer_norm,
 )
 from jaxdiff.nn.network import Conditioning, Network
+from jaxdiff.nn.times import LogSNR, Time
 from jaxdiff.typing import Array, Key
 
 
@@ -72,9 +74,9 @@ def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
     return np.concatenate(parts, axis=-1).astype(np.float32)
 
 
-def modulate(x: Array, shift: Array, scale: Array) -> Array:
+def modulate(x: Array, shift: Array, scale: Array, epsilon: float = 1e-6) -> Array:
     """Return (1 + scale) * norm(x) + shift, for x (B, N, C) and shift, scale (B, 1, C)."""
-    return layer_norm(x) * (1.0 + scale) + shift
+    return layer_norm(x, epsilon) * (1.0 + scale) + shift
 
 
 class DiTBlock(nnx.Module):
@@ -86,12 +88,14 @@ class DiTBlock(nnx.Module):
         *,
         num_heads: int,
         mlp_ratio: int,
+        mlp_epsilon: float,
         dropout: float,
         site: int,
         cross: bool,
         **options: Any,
     ) -> None:
         self.num_heads = num_heads
+        self.mlp_epsilon = mlp_epsilon
         self.dropout = dropout
         self.site = site
         zeros = nnx.initializers.zeros
@@ -111,7 +115,8 @@ class DiTBlock(nnx.Module):
         h = h + gate1 * dropout(self.projection(mixed), self.dropout, key, 2 * self.site)
         if self.cross is not None and context is not None:
             h = h + self.cross(layer_norm(h), *context)
-        inner = jax.nn.gelu(self.inner(modulate(h, shift2, scale2)), approximate=True)
+        normal = modulate(h, shift2, scale2, self.mlp_epsilon)
+        inner = jax.nn.gelu(self.inner(normal), approximate=True)
         return h + gate2 * dropout(self.outer(inner), self.dropout, key, 2 * self.site + 1)
 
 
@@ -134,6 +139,10 @@ class DiT(Network):
         mlp_ratio: width of the perceptrons' hidden layer over `width`.
         learned_positions: learn the position embedding, starting from the fixed one.
         dropout: rate at the end of both branches of a block.
+        time: what the time of the network is; ``nn.Steps()`` is that of the published ones.
+        extra_channels: how many channels the output has beyond C. They are left out, as the
+            learned variance of published weights is.
+        mlp_epsilon: added to the variance in the normalisation before the perceptrons.
         conditioning, num_classes, remat, dtype, param_dtype, rngs: what all networks take, see
             :class:`jaxdiff.nn.network.Network`.
 
@@ -142,8 +151,8 @@ class DiT(Network):
         ValueError: if a size is below 1, does not divide as said above, or `dropout` lies
             outside [0, 1).
 
-    Source: Peebles and Xie 2023 (arXiv:2212.09748), with log-SNR for the time step, and
-    dropout, which they do not use.
+    Source: Peebles and Xie 2023 (arXiv:2212.09748), with log-SNR for the time step unless told
+    otherwise, and dropout, which they do not use.
     """
 
     def __init__(
@@ -159,6 +168,9 @@ class DiT(Network):
         conditioning: Conditions | None = None,
         num_classes: int | None = None,
         dropout: float = 0.0,
+        time: Time = LogSNR(),  # noqa: B008 - frozen
+        extra_channels: int = 0,
+        mlp_epsilon: float = 1e-6,
         remat: bool = False,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
@@ -176,15 +188,17 @@ class DiT(Network):
             raise ValueError(
                 f"`width` must be a multiple of 4 and of num_heads = {num_heads}; got {width}."
             )
+        self.extra_channels = checks.count("extra_channels", extra_channels, 0)
         self.patch_size = patch_size
         self.width = width
         self.depth = depth
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         zeros = nnx.initializers.zeros
-        patch_dims = patch_size**2 * self.shape[2]
+        patch_dims, extra_dims = (patch_size**2 * n for n in (self.shape[2], extra_channels))
         self.conditioning = Conditioning(
-            width, conditioning=conditioning, num_classes=num_classes, **options
+            width, conditioning=conditioning, num_classes=num_classes, time=time, **options
         )
+        self.time = time.name
         self.input = Linear(
             patch_dims, width, kernel_init=nnx.initializers.xavier_uniform(), **options
         )
@@ -198,6 +212,7 @@ class DiT(Network):
                 width,
                 num_heads=num_heads,
                 mlp_ratio=mlp_ratio,
+                mlp_epsilon=mlp_epsilon,
                 dropout=dropout,
                 site=i,
                 cross=self.conditioning.has_context,
@@ -205,7 +220,7 @@ class DiT(Network):
             )
             setattr(self, f"block_{i:02d}", block)
         self.final_modulation = Linear(width, 2 * width, kernel_init=zeros, **options)
-        self.output = Linear(width, patch_dims, kernel_init=zeros, **options)
+        self.output = Linear(width, patch_dims + extra_dims, kernel_init=zeros, **options)
 
     def check_x(self, x: Any) -> Array:
         """Return images (B, H, W, C) in the dtype of the computation.
@@ -225,7 +240,12 @@ class DiT(Network):
         for i in range(self.depth):
             h = checkpointed(getattr(self, f"block_{i:02d}"), self.remat)(h, c, context, rows)
         shift, scale = jnp.split(self.final_modulation(c)[:, jnp.newaxis], 2, axis=-1)
-        return unpatchify(self.output(modulate(h, shift, scale)), self.patch_size, self.shape)
+        output = self.output(modulate(h, shift, scale))
+        if not self.extra_channels:
+            return unpatchify(output, self.patch_size, self.shape)
+        height, width, channels = self.shape
+        whole = (height, width, channels + self.extra_channels)
+        return unpatchify(output, self.patch_size, whole)[..., :channels]
 
     def _fixed_positions(self) -> np.ndarray:
         height, width, _ = self.shape

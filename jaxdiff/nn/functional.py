@@ -18,19 +18,22 @@ from jaxdiff.typing import Apply, Array, Key, PyTree
 _EMPTY = inspect.Parameter.empty
 
 
-def functional(module: nnx.Module) -> tuple[dict[str, Any], Callable[..., Any]]:
+def functional(
+    module: nnx.Module, method: str = "__call__"
+) -> tuple[dict[str, Any], Callable[..., Any]]:
     """Take a module apart into its parameters and a pure function.
 
     Args:
         module: its `__call__` takes and returns what it likes; that of a network takes
             ``(x_t, t, cond, key=key)``. Its parameters are shared with `params`, and the module
             itself is not used again.
+        method: what `apply` calls: a module of several is taken apart once for each.
 
     Returns:
         (params, apply). `params` is a nest of plain dicts with string keys, whose leaves are
         the `nnx.Param` arrays. ``apply(params, *args, key=None, **kwargs)`` is pure and hands its
         arguments on; a key turns training behaviour (dropout) on. What the module calls `cond` or
-        `key` is None where it is not given. Where the module's class says by an attribute `time`
+        `key` is None where it is not given. Where the module says by an attribute `time`, a text,
         what its time argument is, ``apply.time`` says it too: "log_snr" for the networks of this
         package, so that whoever would hand it a time can tell.
 
@@ -67,15 +70,15 @@ def functional(module: nnx.Module) -> tuple[dict[str, Any], Callable[..., Any]]:
             'setattr(self, f"block_{i:02d}", block).'
         )
 
-    if not callable(module):
-        raise TypeError(f"`module` must have a __call__; {type(module).__name__} has none.")
-    complete = _completing(module)
+    if not callable(getattr(module, method, None)):
+        raise TypeError(f"`module` must have a {method}; {type(module).__name__} has none.")
+    complete = _completing(module, method)
 
     def apply(params: PyTree, *args: Any, key: Key | None = None, **kwargs: Any) -> Any:
-        return nnx.merge(graph, params)(*args, **complete(args, kwargs, key))
+        return getattr(nnx.merge(graph, params), method)(*args, **complete(args, kwargs, key))
 
-    time = getattr(type(module), "time", None)
-    return params, apply if time is None else _taking(time, apply)
+    time = getattr(module, "time", None)
+    return params, _taking(time, apply) if isinstance(time, str) else apply
 
 
 def deferred(
@@ -116,26 +119,62 @@ def on_log_snr(apply: Apply, log_snr: Callable[[Array], Array]) -> Apply:
 
     Raises:
         TypeError: if `log_snr` is no function.
-        ValueError: if the network takes times already.
+        ValueError: if the network takes times already, or steps.
 
     Source: Ho and Salimans 2022 (arXiv:2207.12598), section 2, where log-SNR stands for time.
     """
     checks.function("apply", apply, "(params, x_t, log_snr, cond, key=None) -> output")
     checks.function("log_snr", log_snr, "of the time, such as process.log_snr")
-    if getattr(apply, "time", "log_snr") != "log_snr":
+    time = getattr(apply, "time", "log_snr")
+    if time == "step":
+        raise ValueError("`apply` takes steps, not log-SNRs: give nn.on_steps(apply, num_steps).")
+    if time != "log_snr":
         raise ValueError("`apply` takes times, not log-SNRs: it went through on_log_snr already.")
+    return _at(log_snr, apply)
+
+
+def on_steps(apply: Apply, num_steps: int) -> Apply:
+    """Let a network see the number of a step in place of the time.
+
+    Args:
+        apply: ``apply(params, x_t, n, cond, key=key)``, n being 0 for the first of the steps that
+            add noise and T - 1 for the last.
+        num_steps: T, of the chain, ``process.num_steps``.
+
+    Returns:
+        A network of (x_t, t), with t of shape () or (B,) and n = t T - 1, between steps too; its
+        `time` is "t".
+
+    Raises:
+        TypeError: if `num_steps` is no whole number, or `apply` no function.
+        ValueError: if it is below 1, or the network takes times already, or log-SNRs.
+    """
+    checks.function("apply", apply, "(params, x_t, n, cond, key=None) -> output")
+    checks.count("num_steps", num_steps)
+    time = getattr(apply, "time", "step")
+    if time == "log_snr":
+        raise ValueError("`apply` takes log-SNRs, not steps: give nn.on_log_snr(apply, log_snr).")
+    if time != "step":
+        raise ValueError("`apply` takes times, not steps: it went through on_steps already.")
+    return _at(lambda t: t * num_steps - 1, apply)
+
+
+def _at(moment: Callable[[Array], Array], apply: Apply) -> Apply:
+    """Let a network see what `moment` makes of the time."""
 
     def apply_at_time(
         params: PyTree, x_t: Array, t: Array, cond: PyTree = None, *, key: Key | None = None
     ) -> Array:
-        return apply(params, x_t, log_snr(t), cond, key=key)
+        return apply(params, x_t, moment(t), cond, key=key)
 
     return _taking("t", apply_at_time)
 
 
-def _completing(module: nnx.Module) -> Callable[[Any, dict[str, Any], Key | None], dict[str, Any]]:
-    """Return what makes (args, kwargs, key) of `apply` into the keywords of the module's call."""
-    signature = inspect.signature(module)
+def _completing(
+    module: nnx.Module, method: str
+) -> Callable[[Any, dict[str, Any], Key | None], dict[str, Any]]:
+    """Return what makes (args, kwargs, key) of `apply` into the keywords of the method's call."""
+    signature = inspect.signature(getattr(module, method))
     takes = signature.parameters
     takes_key = "key" in takes or any(each.kind is each.VAR_KEYWORD for each in takes.values())
     needed = [name for name in ("cond", "key") if name in takes and takes[name].default is _EMPTY]
@@ -145,7 +184,7 @@ def _completing(module: nnx.Module) -> Callable[[Any, dict[str, Any], Key | None
         if key is not None:
             if not takes_key:
                 raise TypeError(
-                    f"`key` must not be given: {name}.__call__ has no argument of that name. Let "
+                    f"`key` must not be given: {name}.{method} has no argument of that name. Let "
                     "it take key=None, even if it draws nothing."
                 )
             kwargs = {**kwargs, "key": key}

@@ -291,26 +291,28 @@ def checkpointed(block: Callable[..., Array], remat: bool) -> Callable[..., Arra
     return jax.checkpoint(lambda *args: block(*args)) if remat else block
 
 
-def check_input(x: Any, shape: tuple[int | str, ...], dtype: Any) -> Array:
+def check_input(x: Any, shape: tuple[int | str, ...], dtype: Any, name: str = "x") -> Array:
     """Return the input in the dtype of the computation.
 
     Args:
         x: what was given.
         shape: its sizes but the first; a text stands for any of at least 1.
         dtype: of the computation.
+        name: of the argument.
 
     Raises:
         TypeError: if `x` is not one array of real numbers.
         ValueError: if `x` does not have shape (B, *shape).
     """
-    checks.real("x", x)
+    checks.real(name, x)
     x = jnp.asarray(x)
     wanted = tuple(
         max(size, 1) if isinstance(want, str) else want
         for want, size in zip(shape, x.shape[1:], strict=False)
     )
     if x.ndim != len(shape) + 1 or x.shape[1:] != wanted:
-        raise ValueError(f"`x` must have shape (B, {', '.join(map(str, shape))}); got {x.shape}.")
+        form = ", ".join(map(str, ("B", *shape)))
+        raise ValueError(f"`{name}` must have shape ({form}); got {x.shape}.")
     return x.astype(dtype)
 
 

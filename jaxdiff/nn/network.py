@@ -1,13 +1,6 @@
-r"""What the networks share: their options, how they are called, and the embedding of log-SNR.
-
-**Time.** Networks are conditioned on l = log-SNR, clipped to [-20, 20]: beyond it alpha or sigma
-is 1 to float32 precision, so nothing is lost, and the infinite log-SNR at the ends of a schedule
-is harmless. The embedding is (cos(w_k l), sin(w_k l)) with angular frequencies w_k spaced
-geometrically from pi/40 (half a turn over the range) to 8, then a two-layer perceptron.
-"""
+"""What the networks share: their options, how they are called, and what they are conditioned on."""
 
 import abc
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,11 +18,9 @@ from jaxdiff.nn.conditioning import (
     choose,
     named,
 )
-from jaxdiff.nn.layers import Linear, waves
+from jaxdiff.nn.layers import Linear
+from jaxdiff.nn.times import LogSNR, Time
 from jaxdiff.typing import Array, Key, PyTree
-
-MAX_LOG_SNR = 20.0
-"""The time embedding clips its argument to [-MAX_LOG_SNR, MAX_LOG_SNR]."""
 
 
 class Network(nnx.Module, abc.ABC):
@@ -53,8 +44,8 @@ class Network(nnx.Module, abc.ABC):
             and `num_classes` are given.
     """
 
-    time = "log_snr"
-    """What its time is; see :func:`jaxdiff.nn.on_log_snr`."""
+    time = LogSNR.name
+    """What its time is; see :func:`jaxdiff.nn.on_log_snr` and :func:`jaxdiff.nn.on_steps`."""
     conditioning: "Conditioning"
 
     def __init__(
@@ -89,7 +80,8 @@ class Network(nnx.Module, abc.ABC):
 
         Args:
             x: shape (B, D) for the perceptron, (B, H, W, C) for networks of images.
-            log_snr: shape () or (B,); infinities are allowed.
+            log_snr: shape () or (B,), infinities allowed; in a network made with
+                ``time=nn.Steps()`` the number of a step.
             cond: None for an unconditional network, else as its conditioning says; in evaluation
                 None, also by name, stands for no condition.
             key: one key or (B,) row keys: training, with dropout; None: evaluation.
@@ -119,7 +111,7 @@ class Network(nnx.Module, abc.ABC):
 
         Args:
             x: as `check_x` returned it.
-            c: the vector of log-SNR and conditioning (B, C).
+            c: the vector of time and conditioning (B, C).
             context: what to attend to, if there is any.
             rows: row keys (B,) in training, or None.
 
@@ -129,19 +121,19 @@ class Network(nnx.Module, abc.ABC):
 
 
 class Conditioning(nnx.Module):
-    """Embeds log-SNR and conditioning.
+    """Embeds time and conditioning.
 
     Args:
         width: C, the size of what it returns.
         conditioning: as in :class:`Network`.
         num_classes: likewise.
-        num_frequencies: half the number of sinusoidal features of the log-SNR.
-        dtype: of the computation past the sinusoidal features.
+        time: what the time is.
+        dtype: of the computation past the waves of the time.
         param_dtype: of the parameters.
         rngs: source of the initial parameters.
 
     Raises:
-        TypeError: if `num_classes` is no whole number, or `conditioning` of another kind.
+        TypeError: if `num_classes` is no whole number, or `conditioning` or `time` of another kind.
         ValueError: if `num_classes` is negative, both are given, or a mapping of conditions is
             empty or has a name that is no identifier.
     """
@@ -152,47 +144,52 @@ class Conditioning(nnx.Module):
         *,
         conditioning: Conditions | None = None,
         num_classes: int | None = None,
-        num_frequencies: int = 32,
+        time: Time = LogSNR(),  # noqa: B008 - frozen
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         chosen = choose(conditioning, num_classes)
         conditions = {} if chosen is None else named(chosen)
-        self.num_frequencies = num_frequencies
+        if not isinstance(time, Time):
+            raise TypeError(
+                f"`time` must be nn.LogSNR() or nn.Steps(), made; got {checks.shown(time)}."
+            )
+        self.time = time
         self.conditions = tuple(conditions.items())
         self.several = chosen is not None and not isinstance(chosen, Condition)
         self.has_context = any(condition.has_context for condition in conditions.values())
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         xavier = nnx.initializers.xavier_uniform()
-        self.time_in = Linear(2 * num_frequencies, width, kernel_init=xavier, **options)
+        self.time_in = Linear(time.width, width, kernel_init=xavier, **options)
         self.time_out = Linear(width, width, kernel_init=xavier, **options)
         for name, condition in self.conditions:
             setattr(self, self._place(name), condition.make(width, **options))
 
     def __call__(
-        self, log_snr: Array, cond: PyTree, num_rows: int, *, training: bool = False
+        self, time: Array, cond: PyTree, num_rows: int, *, training: bool = False
     ) -> tuple[Array, Context | None]:
-        """Return the vector of log-SNR and conditioning (B, C), and what to attend to, if anything.
+        """Return the vector of time and conditioning (B, C), and what to attend to, if anything.
 
         Args:
-            log_snr: shape () or (B,).
+            time: shape () or (B,).
             cond: the condition's value, a mapping of names to values for several, or None.
             num_rows: B.
             training: whether all of it must be given.
 
         Raises:
-            ValueError: if `log_snr` or `cond` has another shape, a concrete label is out of
+            ValueError: if the time or `cond` has another shape, a concrete label is out of
                 range, a name is missing or unknown, conditioning is given to an unconditional
                 network, or is missing in training.
-            TypeError: if log-SNRs are no real numbers, `cond` holds something of another kind, or
+            TypeError: if times are no real numbers, `cond` holds something of another kind, or
                 a condition gives tokens that does not say so.
         """
-        checks.real("log_snr", log_snr)
-        log_snr = jnp.asarray(log_snr)
-        if log_snr.shape not in ((), (num_rows,)):
-            raise ValueError(f"`log_snr` must have shape () or ({num_rows},); got {log_snr.shape}.")
-        features = embed_log_snr(jnp.broadcast_to(log_snr, (num_rows,)), self.num_frequencies)
+        name = self.time.name
+        checks.real(name, time)
+        time = jnp.asarray(time)
+        if time.shape not in ((), (num_rows,)):
+            raise ValueError(f"`{name}` must have shape () or ({num_rows},); got {time.shape}.")
+        features = self.time.embed(jnp.broadcast_to(time, (num_rows,)))
         vector = self.time_out(jax.nn.silu(self.time_in(features)))
         contexts: list[Context] = []
         values = self._values(cond)
@@ -259,14 +256,3 @@ def _missing(name: str, condition: Condition) -> str:
 def _repeated(null: PyTree, num_rows: int) -> PyTree:
     """Give the value of one example a batch axis."""
     return jax.tree.map(lambda each: jnp.broadcast_to(each, (num_rows, *np.shape(each))), null)
-
-
-def embed_log_snr(log_snr: Array, num_frequencies: int) -> Array:
-    """Embed log-SNR (B,), infinities allowed, as sinusoids (B, 2 num_frequencies) in float32.
-
-    Source: the sinusoids of Vaswani et al. 2017 (arXiv:1706.03762), section 3.5, over the range
-    of log-SNR rather than of positions.
-    """
-    clipped = jnp.clip(log_snr.astype(jnp.float32), -MAX_LOG_SNR, MAX_LOG_SNR)
-    frequencies = np.geomspace(math.pi / (2.0 * MAX_LOG_SNR), 8.0, num_frequencies)
-    return waves(clipped, frequencies)

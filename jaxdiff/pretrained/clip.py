@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxdiff.nn.text_encoder import ACTIVATIONS, TextEncoder
+from jaxdiff.pretrained import rules
+from jaxdiff.pretrained.keys import counted
 from jaxdiff.pretrained.naming import Rule, Table
 
 __all__ = ["TABLE", "make"]
@@ -64,41 +65,29 @@ def make(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> TextEncoder:
         projection=get("projection_dim", 512) if projected else None,
         dtype=dtype,
         param_dtype=dtype,
-        rngs=nnx.Rngs(0),
+        rngs=counted(),
     )
 
 
 def _table() -> Table:
-    model, block = r"(?:text_model\.)?", r"(?:text_model\.)?encoder\.layers\.(\d+)\."
-    rules = [
+    model = r"(?:text_model\.)?"
+    block, path = model + r"encoder\.layers\.(\d+)", "block_{0:02d}"
+    found = [
         Rule(model + r"embeddings\.position_ids", None),
         Rule(model + r"embeddings\.token_embedding\.weight", "tokens"),
         Rule(model + r"embeddings\.position_embedding\.weight", "positions"),
+        *rules.norm(rf"{block}\.layer_norm1", f"{path}.attention_norm"),
+        *rules.norm(rf"{block}\.layer_norm2", f"{path}.mlp_norm"),
+        *rules.layer(rf"{block}\.self_attn\.out_proj", f"{path}.projection", "linear"),
+        *rules.layer(rf"{block}\.mlp\.fc1", f"{path}.inner", "linear"),
+        *rules.layer(rf"{block}\.mlp\.fc2", f"{path}.outer", "linear"),
+        *rules.norm(rf"{model}final_layer_norm", "norm"),
         Rule(r"text_projection\.weight", "projection.kernel", "linear"),
     ]
     for i, name in enumerate("qkv"):
-        source, path = rf"{block}self_attn\.{name}_proj\.", "block_{0:02d}.qkv."
-        rules += [
-            Rule(source + "weight", path + "kernel", "linear", (i, 3)),
-            Rule(source + "bias", path + "bias", part=(i, 3)),
-        ]
-    linears = {r"self_attn\.out_proj": "projection", r"mlp\.fc1": "inner", r"mlp\.fc2": "outer"}
-    for source, name in linears.items():
-        rules += [
-            Rule(rf"{block}{source}\.weight", f"block_{{0:02d}}.{name}.kernel", "linear"),
-            Rule(rf"{block}{source}\.bias", f"block_{{0:02d}}.{name}.bias"),
-        ]
-    norms = {
-        rf"{block}layer_norm1": "block_{0:02d}.attention_norm",
-        rf"{block}layer_norm2": "block_{0:02d}.mlp_norm",
-        rf"{model}final_layer_norm": "norm",
-    }
-    for source, path in norms.items():
-        rules += [
-            Rule(rf"{source}\.weight", f"{path}.scale"),
-            Rule(rf"{source}\.bias", f"{path}.bias"),
-        ]
-    return tuple(rules)
+        source = rf"{block}\.self_attn\.{name}_proj"
+        found += rules.layer(source, f"{path}.qkv", "linear", (i, 3))
+    return tuple(found)
 
 
 TABLE: Table = _table()

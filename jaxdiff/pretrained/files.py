@@ -22,7 +22,16 @@ import numpy as np
 from jaxdiff import extras
 from jaxdiff.pretrained.errors import WeightsError
 
-__all__ = ["Safetensors", "Sharded", "Spec", "Tensors", "find", "open_weights", "read_json"]
+__all__ = [
+    "Safetensors",
+    "Sharded",
+    "Spec",
+    "Tensors",
+    "find",
+    "open_weights",
+    "preferred",
+    "read_json",
+]
 
 
 class Spec(NamedTuple):
@@ -191,10 +200,12 @@ def open_weights(path: str | Path) -> Tensors:
         start = file.read(64)
     if not start:
         raise WeightsError(f"{path} is empty.")
+    if start[5:9] == b"\0\0\0{":  # a header of safetensors, its length before it
+        return Safetensors(path)
     if start.startswith(b"PK\x03\x04"):
         from jaxdiff.pretrained import torch_zip
 
-        return torch_zip.open_zip(path)
+        return torch_zip.TorchZip(path)
     for beginning, what in _OTHERS.items():
         if start.startswith(beginning):
             raise WeightsError(f"{path} is {what}")
@@ -220,18 +231,28 @@ _NAMES = tuple(
 )
 
 
+def preferred(names: Iterable[str]) -> str | None:
+    """Return the name of the file of weights among those of a folder, the widest and safest."""
+    held = set(names)
+    return next((name for name in _NAMES if name in held), None)
+
+
 def find(folder: Path) -> Path:
     """Return the file of weights of a component's folder: the widest and safest there is.
 
     Raises:
         WeightsError: if there is none, naming what would be one.
+        OSError: if it is no folder.
     """
-    for name in _NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    wanted = " or ".join(f"{stem}.safetensors" for stem in _STEMS[:2])
-    held = ", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "nothing"
-    raise WeightsError(f"{folder} holds no weights: {wanted} (or its index). It holds {held}.")
+    held = sorted(each.name for each in folder.iterdir())
+    name = preferred(held)
+    if name is None:
+        wanted = " or ".join(f"{stem}.safetensors" for stem in _STEMS[:2])
+        raise WeightsError(
+            f"{folder} holds no weights: {wanted} (or its index). "
+            f"It holds {', '.join(held[:8]) or 'nothing'}."
+        )
+    return folder / name
 
 
 def read_json(path: Path) -> dict[str, Any]:

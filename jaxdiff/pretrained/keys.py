@@ -1,5 +1,7 @@
 """Keys of initial parameters, counted in Python."""
 
+from typing import Any
+
 import jax
 
 from jaxdiff.typing import Key
@@ -20,3 +22,8 @@ class Counted:
         """Return the next key."""
         self._count += 1
         return jax.random.fold_in(jax.random.key(self._seed), self._count)
+
+
+def counted() -> Any:
+    """Return a source of keys where an `nnx.Rngs` is asked for."""
+    return Counted()

@@ -36,6 +36,12 @@ def _conv_as_patches(x: Any) -> Any:
     return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
 
 
+def _unbatched(x: Any) -> Any:
+    if x.ndim < 2 or x.shape[0] != 1:
+        raise ValueError("a first axis of 1")
+    return x.reshape(x.shape[1:])
+
+
 LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "same": lambda x: x,
     "linear": _linear,
@@ -43,6 +49,7 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "conv_as_linear": _conv_as_linear,
     "linear_as_conv": _linear_as_conv,
     "conv_as_patches": _conv_as_patches,
+    "unbatched": _unbatched,
     "flat": lambda x: x.reshape(-1),
 }
 """How the axes of a tensor lie in the parameter.
@@ -54,6 +61,7 @@ conv               (O, I, H, W) -> (H, W, I, O)
 conv_as_linear     (O, I, 1, 1) -> (I, O)
 linear_as_conv     (O, I) or (O, I, 1, 1) -> (1, 1, I, O)
 conv_as_patches    (O, I, H, W) -> (H W I, O): a patch's pixels row by row, channels last
+unbatched          (1, ...) -> (...)
 flat               all in one axis
 =================  ==================================================================
 """

@@ -15,7 +15,7 @@ nothing is read. Tensors are then read, cast and placed one by one.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -33,6 +33,7 @@ __all__ = [
     "Source",
     "Table",
     "fill",
+    "judged_dtype",
     "plan",
     "prefixed",
 ]
@@ -53,6 +54,8 @@ class Rule(NamedTuple):
             the i-th: (0, 3), (1, 3), (2, 3) for query, key and value of one qkv.
         same_as: of a rule without path: the source key, with groups as in `path`, that such a
             tensor must be equal to.
+        constant: of a rule without path: what makes, of the shape of such a tensor, the numbers
+            that it must hold, to 1e-6 or the precision of its dtype; a ValueError refuses a shape.
     """
 
     pattern: str
@@ -60,6 +63,7 @@ class Rule(NamedTuple):
     layout: str = "same"
     part: tuple[int, int] | None = None
     same_as: str | None = None
+    constant: Callable[[tuple[int, ...]], np.ndarray] | None = None
 
 
 Table: TypeAlias = tuple[Rule, ...]
@@ -113,10 +117,12 @@ class Plan(NamedTuple):
     Attributes:
         sources: of each parameter by its path, side by side along its last axis.
         copies: (key, the key of the tensor that it must be equal to).
+        constants: (key, the numbers that it must hold).
     """
 
     sources: dict[str, tuple[Source, ...]]
     copies: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, np.ndarray], ...]
 
 
 def plan(table: Iterable[Rule], shapes: Mapping[str, tuple[int, ...]], like: PyTree) -> Plan:
@@ -135,6 +141,7 @@ def plan(table: Iterable[Rule], shapes: Mapping[str, tuple[int, ...]], like: PyT
     left_over: list[str] = []
     unfitting: list[str] = []
     copies: list[tuple[str, str]] = []
+    constants: list[tuple[str, np.ndarray]] = []
     found: dict[str, dict[int, Source]] = {}
     counts: dict[str, int] = {}
     for key, shape in shapes.items():
@@ -144,6 +151,11 @@ def plan(table: Iterable[Rule], shapes: Mapping[str, tuple[int, ...]], like: PyT
         elif rule.path is None:
             if rule.same_as is not None:
                 copies.append((key, _filled(rule, rule.same_as, groups)))
+            if rule.constant is not None:
+                try:
+                    constants.append((key, rule.constant(tuple(shape))))
+                except ValueError as error:
+                    unfitting.append(f"{key} {list(shape)}: {error}")
         else:
             path = _filled(rule, rule.path, groups)
             if path not in wanted:
@@ -175,7 +187,7 @@ def plan(table: Iterable[Rule], shapes: Mapping[str, tuple[int, ...]], like: PyT
     if missing or left_over or unfitting:
         raise NamingError(missing, left_over, unfitting)
     made_of = {path: tuple(found[path][i] for i in range(counts[path])) for path in wanted}
-    return Plan(made_of, tuple(copies))
+    return Plan(made_of, tuple(copies), tuple(constants))
 
 
 def fill(table: Iterable[Rule], tensors: Mapping[str, Any], like: PyTree, dtype: Any) -> PyTree:
@@ -193,16 +205,21 @@ def fill(table: Iterable[Rule], tensors: Mapping[str, Any], like: PyTree, dtype:
         Nested dicts like `like`.
 
     Raises:
-        NamingError: as :func:`plan`, or if a copy differs from its first; nothing is made then.
-        TypeError: if a tensor that is needed, or `dtype`, is not floating point.
+        NamingError: as :func:`plan`, or if a copy differs from its first, or a constant from what
+            it must be; nothing is made then.
+        WeightsError: if a tensor that is needed is not floating point.
+        TypeError: if `dtype` is not.
         ValueError: as :func:`plan`.
     """
-    dtype = _judged_dtype(dtype)
+    dtype = judged_dtype(dtype)
     spec = getattr(tensors, "spec", tensors.__getitem__)
     specs = {key: spec(key) for key in tensors}
-    sources, copies = plan(table, {key: tuple(s.shape) for key, s in specs.items()}, like)
+    sources, copies, constants = plan(
+        table, {key: tuple(s.shape) for key, s in specs.items()}, like
+    )
     _judge_floating({source.key: specs[source.key] for many in sources.values() for source in many})
     _judge_copies(copies, tensors)
+    _judge_constants(constants, tensors)
 
     def made(path: str, leaf: Any) -> jax.Array:
         parts = [LAYOUTS[source.layout](tensors[source.key]) for source in sources[path]]
@@ -285,7 +302,13 @@ def _misfits(
     ]
 
 
-def _judged_dtype(dtype: Any) -> np.dtype:
+def judged_dtype(dtype: Any) -> np.dtype:
+    """Return the dtype that parameters are to have.
+
+    Raises:
+        TypeError: if it is not floating point.
+        ValueError: if it is float64, and JAX has it not.
+    """
     try:
         dtype = jnp.dtype(dtype)
     except TypeError:
@@ -303,7 +326,7 @@ _READABLE = tuple(jnp.dtype(name) for name in ("float16", "bfloat16", "float32",
 def _judge_floating(specs: Mapping[str, Any]) -> None:
     odd = [f"{key} ({s.dtype})" for key, s in specs.items() if jnp.dtype(s.dtype) not in _READABLE]
     if odd:
-        raise TypeError(
+        raise WeightsError(
             "The weights must be float16, bfloat16, float32 or float64; "
             + _listed(f"{len(odd)} of {len(specs)} tensors are not", odd)
             + "\nQuantised weights are not supported: load a file that is not quantised."
@@ -322,6 +345,21 @@ def _judge_copies(copies: Iterable[tuple[str, str]], tensors: Mapping[str, Any])
             for key in keys
             if not np.array_equal(np.asarray(tensors[key]), value)
         ]
+    if unequal:
+        raise NamingError([], [], unequal)
+
+
+def _judge_constants(
+    constants: Iterable[tuple[str, np.ndarray]], tensors: Mapping[str, Any]
+) -> None:
+    unequal = []
+    for key, wanted in constants:
+        value = np.asarray(tensors[key])
+        floating = jnp.issubdtype(value.dtype, jnp.floating)
+        tolerance = max(1e-6, float(jnp.finfo(value.dtype).eps)) if floating else 0.0
+        # Not a comparison of greater: it would let NaN pass.
+        if not (np.abs(value.astype(np.float64) - wanted) <= tolerance).all():
+            unequal.append(f"{key}: must hold the constants of its shape, and does not")
     if unequal:
         raise NamingError([], [], unequal)
 

@@ -1,0 +1,267 @@
+r"""The autoencoder of latent diffusion, whose latents are Gaussian.
+
+The encoder is a convolution; levels of residual blocks, each but the last ending with a convolution
+of stride 2; in the middle a block, attention and a block; and a convolution to 2 C channels, mean
+and log-variance of the latents. The decoder is a convolution from C channels; the middle; levels,
+one block more each, all but the last ending with repetition and a convolution; and a convolution.
+See `residual` for the blocks; both end with conv(silu(norm(h))).
+
+A denoising network sees latents z = scale (z' - shift), z' being those of the encoder, by which
+they have mean about 0 and variance about 1. That is in here: what is encoded, and decoded, is z.
+
+Source: Rombach et al. 2022 (arXiv:2112.10752), sections 3.1 and D.1 (scale); the shift is that of
+Esser et al. 2024 (arXiv:2403.03206).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdiff import checks
+from jaxdiff.nn.layers import GroupNorm, Linear, check_input, upsample
+from jaxdiff.nn.residual import AttentionBlock, ResidualBlock
+from jaxdiff.typing import Array
+
+MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
+"""Between which the log-variance of latents is kept."""
+
+
+class Levels(nnx.Module):
+    """Residual blocks at one resolution after the other.
+
+    Args:
+        channels: of what comes in.
+        widths: channels of the levels.
+        num_blocks: of a level.
+        doubling: whether a level has twice the resolution of the last, or half of it.
+        norm: options of the normalisations.
+        options: of the layers.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        widths: tuple[int, ...],
+        *,
+        num_blocks: int,
+        doubling: bool,
+        norm: dict[str, Any],
+        **options: Any,
+    ) -> None:
+        self.num_levels, self.num_blocks, self.doubling = len(widths), num_blocks, doubling
+        # Halving sees one more row and column at the far sides alone.
+        how = {"padding": "SAME"} if doubling else {"padding": ((0, 1), (0, 1)), "strides": 2}
+        for level, width in enumerate(widths):
+            for i in range(num_blocks):
+                block = ResidualBlock(channels, width, norm=norm, **options)
+                setattr(self, f"block_{level:02d}_{i:02d}", block)
+                channels = width
+            if level < len(widths) - 1:
+                resize = nnx.Conv(width, width, (3, 3), **how, **options)
+                setattr(self, f"resize_{level:02d}", resize)
+
+    def __call__(self, h: Array) -> Array:
+        """Map (B, H, W, channels) to (B, H', W', widths[-1])."""
+        for level in range(self.num_levels):
+            for i in range(self.num_blocks):
+                h = getattr(self, f"block_{level:02d}_{i:02d}")(h)
+            if level < self.num_levels - 1:
+                h = getattr(self, f"resize_{level:02d}")(upsample(h) if self.doubling else h)
+        return h
+
+
+class Middle(nnx.Module):
+    """A block, attention of one head where `attends` says so, and a block, of C channels."""
+
+    def __init__(
+        self, channels: int, *, attends: bool, norm: dict[str, Any], **options: Any
+    ) -> None:
+        self.block_00 = ResidualBlock(channels, channels, norm=norm, **options)
+        self.attention = (
+            AttentionBlock(channels, num_heads=1, norm=norm, **options) if attends else None
+        )
+        self.block_01 = ResidualBlock(channels, channels, norm=norm, **options)
+
+    def __call__(self, h: Array) -> Array:
+        """Map (B, H, W, C) to the same shape."""
+        h = self.block_00(h)
+        return self.block_01(h if self.attention is None else self.attention(h))
+
+
+class Encoder(nnx.Module):
+    """From images to twice the channels of latents; arguments as of :class:`Autoencoder`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        widths: tuple[int, ...],
+        *,
+        num_blocks: int,
+        attends: bool,
+        norm: dict[str, Any],
+        **options: Any,
+    ) -> None:
+        self.conv_in = nnx.Conv(in_channels, widths[0], (3, 3), **options)
+        self.levels = Levels(
+            widths[0], widths, num_blocks=num_blocks, doubling=False, norm=norm, **options
+        )
+        self.middle = Middle(widths[-1], attends=attends, norm=norm, **options)
+        self.norm_out = GroupNorm(widths[-1], param_dtype=options["param_dtype"], **norm)
+        self.conv_out = nnx.Conv(widths[-1], out_channels, (3, 3), **options)
+
+    def __call__(self, x: Array) -> Array:
+        """Map (B, H, W, in_channels) to (B, H', W', out_channels)."""
+        h = self.middle(self.levels(self.conv_in(x)))
+        return self.conv_out(jax.nn.silu(self.norm_out(h)))
+
+
+class Decoder(nnx.Module):
+    """From latents to images; arguments as of :class:`Autoencoder`, `widths` from the middle on."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        widths: tuple[int, ...],
+        *,
+        num_blocks: int,
+        attends: bool,
+        norm: dict[str, Any],
+        **options: Any,
+    ) -> None:
+        self.conv_in = nnx.Conv(in_channels, widths[0], (3, 3), **options)
+        self.middle = Middle(widths[0], attends=attends, norm=norm, **options)
+        self.levels = Levels(
+            widths[0], widths, num_blocks=num_blocks, doubling=True, norm=norm, **options
+        )
+        self.norm_out = GroupNorm(widths[-1], param_dtype=options["param_dtype"], **norm)
+        self.conv_out = nnx.Conv(widths[-1], out_channels, (3, 3), **options)
+
+    def __call__(self, z: Array) -> Array:
+        """Map (B, H', W', in_channels) to (B, H, W, out_channels)."""
+        h = self.levels(self.middle(self.conv_in(z)))
+        return self.conv_out(jax.nn.silu(self.norm_out(h)))
+
+
+class Autoencoder(nnx.Module):
+    """Encodes images as Gaussians of latents, and decodes latents.
+
+    Its methods are pure functions of the parameters by name:
+
+        params, encode = nn.functional(autoencoder, "encode")
+        _, decode = nn.functional(autoencoder, "decode")
+
+    Args:
+        channels: of images.
+        out_channels: of what is decoded; None is `channels`.
+        latent_channels: C, of latents.
+        widths: channels of each level, the full resolution first.
+        num_blocks: residual blocks a level of the encoder; the decoder has one more.
+        attends: whether there is attention in the middle.
+        mixes: whether latents are mixed by a matrix each at the end of the encoder (2 C x 2 C) and
+            at the beginning of the decoder (C x C).
+        scale: of the latents.
+        shift: of the latents.
+        max_groups: as of :class:`jaxdiff.nn.layers.GroupNorm`.
+        epsilon: likewise.
+        dtype: of the computation; normalisation and softmax are in float32 at least.
+        param_dtype: of the parameters.
+        rngs: source of the initial parameters.
+
+    Raises:
+        TypeError: if a size is no whole number, or `scale` or `shift` no number.
+        ValueError: if a size is below 1, there is no level, or `scale` is not above 0.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        *,
+        out_channels: int | None = None,
+        latent_channels: int = 4,
+        widths: tuple[int, ...] = (128, 256, 512, 512),
+        num_blocks: int = 2,
+        attends: bool = True,
+        mixes: tuple[bool, bool] = (True, True),
+        scale: float = 1.0,
+        shift: float = 0.0,
+        max_groups: int = 32,
+        epsilon: float = 1e-6,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        out_channels = channels if out_channels is None else out_channels
+        sizes = {"channels": channels, "out_channels": out_channels, "num_blocks": num_blocks}
+        sizes |= {"latent_channels": latent_channels, "max_groups": max_groups}
+        for name, size in sizes.items():
+            checks.count(name, size)
+        widths = tuple(checks.count("widths", width) for width in widths)
+        if not widths:
+            raise ValueError("`widths` must hold one number a level; got none.")
+        self.scale = float(checks.number("scale", scale, 0.0, above=True))
+        self.shift = float(checks.number("shift", shift))
+        self.channels, self.latent_channels, self.dtype = channels, latent_channels, dtype
+        self.factor = 2 ** (len(widths) - 1)
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        shared = {
+            "attends": attends,
+            "norm": {"max_groups": max_groups, "epsilon": epsilon},
+            **options,
+        }
+        wide = 2 * latent_channels
+        self.encoder = Encoder(channels, wide, widths, num_blocks=num_blocks, **shared)
+        self.decoder = Decoder(
+            latent_channels, out_channels, widths[::-1], num_blocks=num_blocks + 1, **shared
+        )
+        last, first = mixes
+        self.mix_out = Linear(wide, wide, **options) if last else None
+        self.mix_in = Linear(latent_channels, latent_channels, **options) if first else None
+
+    def encode(self, x: Array) -> tuple[Array, Array]:
+        """Encode images.
+
+        Args:
+            x: shape (B, H, W, channels), in [-1, 1]; H and W are multiples of 2^(levels - 1).
+
+        Returns:
+            Mean and standard deviation of the latents, (B, H', W', C), in float32 at least.
+
+        Raises:
+            TypeError: if `x` is not one array of real numbers.
+            ValueError: if its shape is another.
+        """
+        x = check_input(x, ("H", "W", self.channels), self.dtype)
+        if x.shape[1] % self.factor or x.shape[2] % self.factor:
+            raise ValueError(
+                f"`x` must have H and W divisible by {self.factor}; got {x.shape}. Resize, crop or "
+                "pad the images."
+            )
+        h = self.encoder(x)
+        h = h if self.mix_out is None else self.mix_out(h)
+        h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
+        mean, log_variance = jnp.split(h, 2, axis=-1)
+        log_variance = jnp.clip(log_variance, MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)
+        return self.scale * (mean - self.shift), self.scale * jnp.exp(0.5 * log_variance)
+
+    def decode(self, z: Array) -> Array:
+        """Decode latents.
+
+        Args:
+            z: shape (B, H', W', C).
+
+        Returns:
+            Images (B, H, W, out_channels), about [-1, 1], in float32 at least.
+
+        Raises:
+            TypeError: if `z` is not one array of real numbers.
+            ValueError: if its shape is another.
+        """
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        z = check_input(z, ("H", "W", self.latent_channels), wide, name="z")
+        z = (z / self.scale + self.shift).astype(self.dtype)
+        x = self.decoder(z if self.mix_in is None else self.mix_in(z))
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))

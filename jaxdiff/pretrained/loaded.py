@@ -1,0 +1,97 @@
+"""What a load gives, by the kind of what is loaded: parameters, and pure functions of them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxdiff.denoisers import Model
+from jaxdiff.pretrained.schedulers import Schedule
+from jaxdiff.pretrained.tokenizer import Tokenize
+from jaxdiff.typing import Array, PyTree
+
+__all__ = ["Autoencoder", "Denoising", "TextEncoder", "Vision"]
+
+
+class Autoencoder(NamedTuple):
+    """An autoencoder of images.
+
+    Attributes:
+        params: its parameters.
+        encode: (params, x (B, H, W, C) in [-1, 1]) -> (mean, std), each (B, h, w, c), of latents
+            as the denoising network sees them.
+        decode: (params, z (B, h, w, c)) -> x (B, H, W, C).
+        config: of its file.
+    """
+
+    params: PyTree
+    encode: Callable[[PyTree, Array], tuple[Array, Array]]
+    decode: Callable[[PyTree, Array], Array]
+    config: Mapping[str, Any]
+
+
+class TextEncoder(NamedTuple):
+    """A text encoder and its tokenizer.
+
+    Attributes:
+        params: its parameters.
+        tokenize: prompts -> int32 (B, L).
+        encode: (params, tokens (B, L)) -> (B, L, D).
+        config: of its file.
+    """
+
+    params: PyTree
+    tokenize: Tokenize
+    encode: Callable[[PyTree, Array], Array]
+    config: Mapping[str, Any]
+
+
+class Vision(NamedTuple):
+    """A network that sees images.
+
+    Attributes:
+        params: its parameters.
+        apply: (params, x (B, H, W, 3) normalised) -> (B, D).
+        config: of its file.
+    """
+
+    params: PyTree
+    apply: Callable[[PyTree, Array], Array]
+    config: Mapping[str, Any]
+
+
+class Denoising(NamedTuple):
+    """A denoising network, with what lies beside it in a pipeline.
+
+    Attributes:
+        model: its pure function, process and prediction; ``model.denoiser(params, cond)``.
+        params: of the network.
+        autoencoder: of the images whose latents it denoises; None where there is none.
+        text: the encoder of its prompts; None likewise.
+        config: of the network's file.
+        num_classes: of the labels that it takes, this number being the null label; None where it
+            takes none.
+        clip: the limit of x0_hat's entries with which its scheduler samples; None is none.
+        shift: of the times of its scheduler's grids, 1 being none; see `schedulers.Schedule`.
+    """
+
+    model: Model
+    params: PyTree
+    autoencoder: Autoencoder | None
+    text: TextEncoder | None
+    config: Mapping[str, Any]
+    num_classes: int | None = None
+    clip: float | None = None
+    shift: float = 1.0
+
+    @classmethod
+    def of(
+        cls,
+        schedule: Schedule,
+        model: Model,
+        params: PyTree,
+        config: Mapping[str, Any],
+        **rest: Any,
+    ) -> "Denoising":
+        """Return that of a scheduler's config."""
+        return cls(
+            model, params, None, None, config, clip=schedule.clip, shift=schedule.shift, **rest
+        )

@@ -1,0 +1,274 @@
+"""One call loads a component, a pipeline, a file or a hub id, and computes what its source does."""
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import loading_cases as cases
+import numpy as np
+import pytest
+from peers import common
+from pretrained_cases import TOLERANCE, error
+from safetensors.numpy import load_file, save_file
+
+from jaxdiff import pretrained
+from jaxdiff.devices import placement
+from jaxdiff.pretrained import WeightsError, dit, hub
+
+T = 1000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return cases.pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def steps_as_times(golden):
+    return (jnp.asarray(golden.arrays["t"], float) + 1) / T
+
+
+def test_a_pipeline_computes_what_its_parts_do(folder):
+    loaded = pretrained.load(folder, dtype="float64")
+    unet, vae, text = (common.read(n) for n in ("unet_sd1", "autoencoder_sd", "clip_sd1"))
+    assert isinstance(loaded, pretrained.Denoising)
+    assert (loaded.model.prediction, loaded.model.process.num_steps) == ("eps", T)
+    assert (loaded.num_classes, loaded.clip, loaded.shift) == (None, None, 1.0)
+    assert loaded.config["_class_name"] == "UNet2DConditionModel"
+    x, tokens = unet.arrays["x"], unet.arrays["tokens"]
+    output = jax.jit(loaded.model.apply)(loaded.params, x, steps_as_times(unet), tokens)
+    assert error(output, unet.arrays["y"]) < 1e-9  # t T - 1 is the step to 1e-13
+    encoder = loaded.autoencoder
+    mean, std = jax.jit(encoder.encode)(encoder.params, vae.arrays["x"])
+    assert error(mean, vae.arrays["mean"]) < TOLERANCE["float64"]
+    assert error(std, vae.arrays["std"]) < TOLERANCE["float64"]
+    decoded = jax.jit(encoder.decode)(encoder.params, vae.arrays["z"])
+    assert error(decoded, vae.arrays["decoded"]) < TOLERANCE["float64"]
+    hidden = jax.jit(loaded.text.encode)(loaded.text.params, text.arrays["tokens"])
+    assert error(hidden, text.arrays["hidden"]) < TOLERANCE["float64"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_component_has_the_dtype_asked_for(folder, dtype):
+    loaded = pretrained.load(folder / "text_encoder", dtype=dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype(dtype)}
+    golden = common.read("clip_sd1")
+    hidden = jax.jit(loaded.encode)(loaded.params, golden.arrays["tokens"])
+    assert error(hidden, golden.arrays["hidden"]) < {"bfloat16": 0.1, "float32": 1e-5}[dtype]
+    prompts, tokens = common.read("tokenizer").config["prompts"], common.read("tokenizer").arrays
+    assert loaded.tokenize(prompts).shape == (len(prompts), 9)  # the encoder's length
+    np.testing.assert_array_equal(loaded.tokenize(prompts[:1])[0, :5], tokens["sd1"][0, :5])
+
+
+def test_an_old_pipeline_of_one_folder_is_loaded(tmp_path):
+    index = {
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    cases.write_json(tmp_path / "model_index.json", index)
+    cases.write_json(tmp_path / "scheduler_config.json", {"_class_name": "DDPMScheduler"})
+    golden = cases.component(tmp_path, "unet_ddpm", "UNet2DModel")
+    loaded = pretrained.load(str(tmp_path), dtype="float64")
+    assert loaded.clip == 1.0
+    output = jax.jit(loaded.model.apply)(loaded.params, golden.arrays["x"], steps_as_times(golden))
+    assert error(output, golden.arrays["y"]) < 1e-9
+
+
+def test_a_network_that_matches_a_flow_is_given_the_steps_of_a_flow(copy):
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    cases.write_json(copy / "scheduler/scheduler_config.json", flow)
+    loaded = pretrained.load(copy / "unet", dtype="float64")
+    assert loaded.autoencoder is loaded.text is None
+    assert (loaded.model.prediction, loaded.shift) == ("velocity", 3.0)
+    golden = common.read("unet_sd1")
+    t = jnp.asarray(golden.arrays["t"], float) / T
+    output = jax.jit(loaded.model.apply)(
+        loaded.params, golden.arrays["x"], t, golden.arrays["tokens"]
+    )
+    assert error(output, golden.arrays["y"]) < 1e-9
+
+
+@pytest.mark.parametrize(("name", "kind"), [("dit_original", "DiT"), ("sit_sigma", "SiT")])
+def test_a_file_of_dit_or_sit_tells_its_sizes(tmp_path, monkeypatch, name, kind):
+    golden = common.read(name)
+    monkeypatch.setitem(dit.SIZES, (2, 16), 2)
+    weights = cases.original(golden)
+    path = tmp_path / f"{kind}-T-2.safetensors"
+    save_file({f"ema.{k}": v for k, v in weights.items()} | {"model.x": np.zeros(1)}, path)
+    loaded = pretrained.load(path, dtype="float64")
+    assert loaded.num_classes == 5
+    x, y = golden.arrays["x"], golden.arrays["y"]
+    if kind == "DiT":
+        output = jax.jit(loaded.model.apply)(loaded.params, x, steps_as_times(golden), y)
+        assert error(output, golden.arrays["output"]) < 1e-9
+    else:
+        t = 1.0 - golden.arrays["u"]
+        output = jax.jit(loaded.model.apply)(loaded.params, x, t, y)
+        assert error(output, -golden.arrays["velocity"]) < TOLERANCE["float64"]
+    nameless = tmp_path / "x.safetensors"
+    save_file(weights, nameless)
+    with pytest.raises(WeightsError, match=r"x\.safetensors.*one of DiT and SiT in it"):
+        pretrained.load(nameless)
+
+
+def test_a_network_that_sees_is_loaded_from_its_folder_or_its_file(tmp_path):
+    golden = cases.component(tmp_path / "a", "dinov2_plain", "Dinov2Model", "model")
+    loaded = pretrained.load(tmp_path / "a", dtype="float64")
+    assert isinstance(loaded, pretrained.Vision)
+    output = jax.jit(loaded.apply)(loaded.params, golden.arrays["fewer"])
+    assert error(output, golden.arrays["fewer_output"]) < TOLERANCE["float64"]
+    save_file(common.read("dinov2_original").weights(), tmp_path / "dinov2.safetensors")
+    assert isinstance(pretrained.load(tmp_path / "dinov2.safetensors"), pretrained.Vision)
+
+
+def test_parameters_lie_where_they_are_placed(folder):
+    mesh = placement.make_mesh(1, 1, devices=jax.devices()[:1])
+    place = functools.partial(placement.shardings, mesh=mesh, fsdp=True)
+    params = pretrained.load(folder / "vae", place=place).params
+    wanted = place(params)
+    assert jax.tree.all(jax.tree.map(lambda x, where: x.sharding == where, params, wanted))
+
+
+def test_an_encoder_without_tokenizer_says_so_when_it_is_asked(tmp_path):
+    cases.component(tmp_path, "clip_sd1", "CLIPTextModel", "model")
+    with pytest.raises(WeightsError, match=r"no tokenizer: put tokenizer.json"):
+        pretrained.load(tmp_path).tokenize(["a"])
+
+
+def refused(path, match, **options):
+    with pytest.raises(WeightsError, match=match) as caught:
+        pretrained.load(path, **options)
+    return str(caught.value)
+
+
+def test_what_is_damaged_or_of_another_network_is_said_with_its_file(copy):
+    weights = copy / "unet/diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1000])
+    assert str(weights) in refused(copy, "no whole safetensors file")
+    save_file(common.read("unet_ddpm").weights(), weights)
+    said = refused(copy, "not those of this network")
+    assert str(copy / "unet") in said
+    assert "are missing" in said
+    arrays = common.read("unet_sd1").weights()
+    save_file({key: value.astype(np.int8) for key, value in arrays.items()}, weights)
+    assert str(copy / "unet") in refused(copy, r"(?s)\(int8\).*Quantised weights")
+    weights.unlink()
+    refused(copy, "unet holds no weights: diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "match"),
+    [
+        ("unet/config.json", {"_class_name": "FluxTransformer2DModel"}, "is of 'FluxTransformer2D"),
+        ("unet/config.json", {"act_fn": "mish"}, r"unet: `act_fn` of the config.*'mish'"),
+        ("vae/config.json", {"latents_mean": [1.0]}, r"vae: `latents_mean`"),
+        ("scheduler/scheduler_config.json", {"thresholding": True}, "config.json: `thresholding`"),
+        ("model_index.json", {"text_encoder_2": ["transformers", "X"]}, "text_encoder_2"),
+        ("model_index.json", {"controlnet": ["diffusers", "X"]}, "controlnet.*one by one"),
+        ("model_index.json", {"unet": [None, None]}, "one unet or transformer"),
+    ],
+    ids=str,
+)
+def test_what_is_not_supported_is_refused_with_its_file(copy, file, change, match):
+    path = copy / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    refused(copy, match)
+
+
+def test_a_network_needs_its_scheduler(copy):
+    shutil.rmtree(copy / "scheduler")
+    refused(copy / "unet", "no scheduler beside it.*scheduler_config.json")
+
+
+def test_what_is_nothing_to_load_is_said(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="must be a folder, a file, or a hub id; got '/no"):
+        pretrained.load("/no/such/thing")
+    refused(tmp_path, "no config.json and no model_index.json")
+    path = tmp_path / "x.safetensors"
+    save_file({"a": np.zeros(3)}, path)
+    refused(path, r"x\.safetensors has 1 tensors, a \.\.\.: not the weights of")
+    refused(folder / "unet/config.json", "no `weight_map`")
+    with pytest.raises(TypeError, match="`dtype` must be a floating-point one"):
+        pretrained.load(folder, dtype="int8")
+
+
+def test_of_a_repository_only_what_is_read_is_brought():
+    names = [
+        "README.md",
+        "model_index.json",
+        "v1-5-pruned.safetensors",
+        "scheduler/scheduler_config.json",
+        "safety_checker/config.json",
+        "safety_checker/model.safetensors",
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+        "text_encoder/config.json",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/model.safetensors",
+        "text_encoder/pytorch_model.bin",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+    ]
+    kept = [*range(1, 2), 3, 6, 7, 8, 10, 12, 13, 14, 15]
+    assert hub.needed(names) == sorted(names[i] for i in kept)
+
+
+def test_without_a_network_a_hub_id_says_at_once_what_to_bring(tmp_path):
+    code = """if True:
+        import time, huggingface_hub
+        from jaxdiff import pretrained
+        start = time.monotonic()
+        try:
+            pretrained.load("someone/stable-diffusion")
+        except pretrained.WeightsError as error:
+            print(error, time.monotonic() - start < 1.0)
+    """
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": ".", **environment},
+    )
+    assert "127.0.0.1:9 cannot be reached" in run.stdout
+    assert 'hf download someone/stable-diffusion --include "*.json" "*.txt"' in run.stdout
+    assert run.stdout.rstrip().endswith("True")
+
+
+def test_a_name_that_is_never_found_is_waited_for_no_longer(monkeypatch):
+    def look_up(*_):
+        time.sleep(2)
+        raise OSError
+
+    monkeypatch.setattr(hub.socket, "create_connection", look_up)
+    start = time.monotonic()
+    assert not hub._reachable("https://nowhere.invalid")
+    assert time.monotonic() - start < 1.0
+
+
+def test_shards_are_loaded_as_one_file(copy):
+    weights = load_file(copy / "vae/diffusion_pytorch_model.safetensors")
+    whole = pretrained.load(copy / "vae").params
+    (copy / "vae/diffusion_pytorch_model.safetensors").unlink()
+    where = {key: f"part-{i % 2}.safetensors" for i, key in enumerate(weights)}
+    for name in set(where.values()):
+        part = {key: value for key, value in weights.items() if where[key] == name}
+        save_file(part, copy / "vae" / name)
+    index = copy / "vae/diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    jax.tree.map(np.testing.assert_array_equal, pretrained.load(copy / "vae").params, whole)
