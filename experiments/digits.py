@@ -82,9 +82,9 @@ def train(
         eval_split: The split that judges, such as validation; test unless given.
         quiet: Show no progress.
     """
+    running.start()
     check(config)
     config = image_sources.placed(config)
-    running.start()
     directory = command.claim(run_dir)
     record = runs.read_record(directory)
     moved = config.data_dir in (None, (record or {"config": {}})["config"].get("data_dir"))
@@ -275,7 +275,7 @@ def sample(
                 "num": num,
                 "guidance": guided,
             }
-            streaming.write(path, said, draw, labels, progress=not quiet)
+            streaming.write(path, said, draw, labels, images.shape, progress=not quiet)
 
 
 def identity(restored: Restored) -> dict[str, Any]:

@@ -18,6 +18,12 @@ from jaxdiff.rows import one_key
 from jaxdiff.samplers import Sampler, sample
 from jaxdiff.typing import Array, Denoiser, Key, PyTree
 
+__all__ = [
+    "AT_ONCE",
+    "Generate",
+    "make_generator",
+]
+
 AT_ONCE = 256
 """Samples that a device draws in one call; more are drawn in several, to the same result."""
 

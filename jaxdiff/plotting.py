@@ -17,6 +17,19 @@ import numpy as np
 from jaxdiff import files
 from jaxdiff.extras import needed_by
 
+__all__ = [
+    "magnify",
+    "new_figure",
+    "save",
+    "save_animation",
+    "save_by_class",
+    "save_curve",
+    "save_frames",
+    "save_sheet",
+    "save_strip",
+    "tile",
+]
+
 INK, MUTED, ACCENT, SECOND = "#1b1f24", "#6b7480", "#2f6db5", "#c8553d"
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxdiff import checks
+from jaxdiff import checks, numerics
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser
 
-__all__ = ["angle", "check_tolerances", "radius", "vector_field", "x0_hat"]
+__all__ = ["angle", "check_tolerances", "radius", "require_solved", "vector_field", "x0_hat"]
 
 
 def angle(process: Process, t: Array) -> Array:
@@ -66,6 +66,33 @@ def check_tolerances(rtol: Any, atol: Any, max_steps: Any) -> tuple[Any, Any, in
     for name, value in (("rtol", rtol), ("atol", atol)):
         checks.number(name, value, 0.0, above=True)
     return rtol, atol, checks.count("max_steps", max_steps)
+
+
+def require_solved(value: Array, solved: Array, max_steps: int) -> Array:
+    """Return what an adaptive solver gave, if it came to its end in every row.
+
+    Args:
+        value: what it gave.
+        solved: whether it came to its end, of any shape.
+        max_steps: the most steps that it might take.
+
+    Raises:
+        RuntimeError: if it did not: here where that is known, else when the program runs.
+    """
+    wanted = f"`max_steps` must reach the end of the flow; {max_steps} solver steps did not"
+    remedy = (
+        ". Raise it, or the tolerances `rtol` and `atol`; no number is enough where the denoiser "
+        "returns NaN or infinity."
+    )
+    known = numerics.concrete(solved)
+    if known is None:
+        import equinox  # which diffrax brings; here, so that only a solver pays for it
+
+        return equinox.error_if(value, ~solved, wanted + remedy)
+    if not known.all():
+        rows = f" in {known.size - known.sum()} of {known.size} rows"
+        raise RuntimeError(wanted + rows + remedy)
+    return value
 
 
 def x0_hat(theta: Array, y: Array, v_hat: Array) -> Array:

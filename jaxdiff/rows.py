@@ -27,6 +27,23 @@ from jax.extend.random import define_prng_impl
 
 from jaxdiff.typing import Array, Key
 
+__all__ = [
+    "Rows",
+    "THREEFRY",
+    "as_key",
+    "is_row_keys",
+    "keys",
+    "normal",
+    "of_batch",
+    "of_key",
+    "one_key",
+    "part_key",
+    "rademacher",
+    "split",
+    "uniform",
+    "whole",
+]
+
 THREEFRY = "threefry2x32"
 
 

@@ -5,6 +5,17 @@ from typing import Any, Protocol, TypeAlias
 
 import jax
 
+__all__ = [
+    "Apply",
+    "Array",
+    "Batch",
+    "Denoiser",
+    "Key",
+    "LossFn",
+    "Network",
+    "PyTree",
+]
+
 Array: TypeAlias = jax.Array
 """A JAX array; shapes are written in docstrings, ``(B, ...)`` being a batch of examples."""
 

@@ -502,6 +502,22 @@ def test_a_wrong_argument_is_refused_before_anything_is_written(tmp_path, call, 
 # Death at any instant
 
 
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_lies_in_the_place_of_a_save_is_replaced_and_not_followed(run, tmp_path, kind):
+    directory, checkpoints, _ = run
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "kept").touch()
+    for step in (40, 99):
+        place = directory / f"{step}.tmp"
+        place.symlink_to(victim) if kind == "link" else place.touch()
+    checkpoints.save(40, make_state(40))
+    checkpoints.wait()
+    assert checkpoints.sound_steps() == [20, 30, 40]
+    assert [path.name for path in directory.iterdir() if path.suffix == ".tmp"] == []
+    assert [path.name for path in victim.iterdir()] == ["kept"]
+
+
 class Killed(BaseException):
     """Passes every `except Exception`, so nothing is tidied up, as after SIGKILL."""
 

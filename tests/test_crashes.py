@@ -107,6 +107,7 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_bits_of_the_unharmed_one(t
     kill_and_compare(tmp_path / "run", seed=1, kills=20)
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_one_device_to_a_mesh_of_eight_to_pmap_on_four(tmp_path):
     fit(tmp_path, 20)
     fit(tmp_path, 40, devices=8, parallel="mesh", fsdp=2)

@@ -321,7 +321,10 @@ def test_data_that_cannot_be_trained_on_or_judged_by_are_refused_at_once(capsys)
     ):
         with pytest.raises(command.Refusal, match=said):
             image_data.check(dataclasses.replace(config, **changes), train, held_out)
-    image_data.check(dataclasses.replace(config, mixture_components=()), train, train)
+    assert "trained on" not in capsys.readouterr().err
+    part = arrays("train[50%:]", [0, 1])
+    image_data.check(dataclasses.replace(config, mixture_components=()), train, part)
+    assert "--eval-split train[50%:] judges by images trained on." in capsys.readouterr().err
     unlabelled = [{"image": np.zeros((8, 8, 1), np.uint8), "label": -1}] * 3
     hidden = data.Images("mine", "test", 3, (8, 8, 1), 17, 10, unlabelled)
     with pytest.raises(command.Refusal, match="--eval-split: mine/test should hold labels in 0"):

@@ -56,6 +56,8 @@ def test_names_that_the_file_needs_and_keys_are_refused(tmp_path, name):
         export_params(tmp_path / "p.npz", {name: jnp.ones(2)})
     with pytest.raises(ValueError, match=r"`params` must hold numbers; a\.key is a random key"):
         export_params(tmp_path / "p.npz", {"a": {"key": jax.random.key(0)}})
+    with pytest.raises(ValueError, match=r"`params` must have no key with a dot in it; got 'a\.b'"):
+        export_params(tmp_path / "p.npz", {"a": jnp.ones(2), "c": {"a.b": jnp.ones(2)}})
     assert not list(tmp_path.iterdir())
 
 

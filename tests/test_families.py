@@ -42,6 +42,7 @@ def test_networks_are_alike_in_parameters_and_training():
     assert max(flops) <= 1.1 * min(flops)
 
 
+@pytest.mark.slow
 def test_the_smoke_judges_all_families_alike(tmp_path, capsys):
     command = ["--preset", "smoke", "--run-dir", str(tmp_path)]
     assert families.main(command) == 0

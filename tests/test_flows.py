@@ -143,6 +143,8 @@ def test_a_report_is_of_a_step_and_an_average(tmp_path):
     evaluations.write(tmp_path, of | {"average": "0.5"}, results, "# report")
     assert not is_judged(tmp_path, 20)
     evaluations.write(tmp_path, of, results, "# report")
+    evaluations.begin(tmp_path)  # and a crash among the figures
+    assert not is_judged(tmp_path, 20)
     (tmp_path / JUDGED).write_text("{")
     assert not is_judged(tmp_path, 20)
     (tmp_path / JUDGED).unlink()  # a crash before it was written

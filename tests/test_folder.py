@@ -286,6 +286,7 @@ def test_a_folder_is_trained_on_moved_lost_and_still_sampled(tmp_path, capsys, m
     code, _, err = run(capsys, *evaluate)
     assert code == 1
     assert f"--data: `path` must be a folder of images; there is no folder {photos}" in err
+    assert "If it was moved, say by $JAXDIFF_DATA_DIR which folder holds it now." in err
     code, out, err = run(capsys, *evaluate, "--data-dir", moved)
     assert code == 0, err
     assert "moved/test" in out

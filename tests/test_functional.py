@@ -194,6 +194,28 @@ def test_a_key_is_refused_by_a_module_that_takes_none():
         apply(params, jnp.ones((4, 2)), key=jax.random.key(0))
 
 
+def test_each_method_of_a_module_is_a_function_of_the_same_parameters():
+    class Twice(nnx.Module):
+        def __init__(self):
+            self.factor = nnx.Param(jnp.asarray(2.0))
+
+        def forth(self, x):
+            return x * self.factor[...]
+
+        def back(self, x, key=None):
+            return x / self.factor[...] if key is None else x
+
+    params, forth = nn.functional(Twice(), "forth")
+    _, back = nn.functional(Twice(), "back")
+    assert forth({"factor": jnp.asarray(3.0)}, 5.0) == 15.0
+    assert back(params, 5.0) == 2.5
+    assert back(params, 5.0, key=jax.random.key(0)) == 5.0
+    with pytest.raises(TypeError, match=r"Twice\.forth has no argument of that name"):
+        forth(params, 5.0, key=jax.random.key(0))
+    with pytest.raises(TypeError, match="`module` must have a sideways; Twice has none"):
+        nn.functional(Twice(), "sideways")
+
+
 def test_a_module_that_cannot_be_called_is_refused():
     class Silent(nnx.Module):
         def __init__(self, rngs):

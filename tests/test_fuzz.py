@@ -280,8 +280,8 @@ CASES = {
     "likelihood.importance_weighted": (likelihood.importance_weighted, {"log_weights": X}),
     "likelihood.levels_log_prob": (
         likelihood.levels_log_prob,
-        {"key": KEY, "log_density": lambda key, x: -jnp.sum(x**2, axis=1), "levels": LEVELS}
-        | {"num_levels": 16, "num_samples": 1},
+        {"key": KEY, "log_density": lambda key, x: -(x**2).reshape(len(x), -1).sum(1)}
+        | {"levels": LEVELS, "num_levels": 16, "num_samples": 1},
     ),
     "Mixture": (
         Mixture,

@@ -1,6 +1,7 @@
 """The structure of the package, held to."""
 
 import ast
+import inspect
 import pathlib
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 import jaxdiff
+from jaxdiff import data, generation, nn, plotting, training
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYER = {
@@ -133,6 +135,13 @@ def test_every_public_function_says_what_it_raises():
 def test_no_file_is_longer_than_400_lines():
     for path in [*MODULES, *(ROOT / "experiments").rglob("*.py")]:
         assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_modules_that_are_imported_by_name_list_their_names():
+    found = {name: getattr(jaxdiff, name) for name in jaxdiff.__all__}
+    modules = [each for each in found.values() if inspect.ismodule(each)]
+    for module in (*modules, generation, plotting, data, nn, training):
+        assert all(hasattr(module, each) for each in module.__all__), module.__name__
 
 
 def test_the_version_is_a_string():

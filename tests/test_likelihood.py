@@ -15,6 +15,8 @@ from jaxdiff import (
     numerics,
     probability_flow,
     processes,
+    sample,
+    samplers,
 )
 
 X = np.random.default_rng(2).normal(size=(4, 2)) * np.array([1.0, 0.5])
@@ -199,6 +201,17 @@ def test_bad_arguments_are_refused(options, match):
 def test_what_is_no_denoiser_of_the_data_is_refused(call, match):
     with pytest.raises((TypeError, ValueError), match=match):
         call(PROCESSES["flow"])
+
+
+def test_too_few_steps_are_one_sentence():
+    process, said = PROCESSES["vp"], "`max_steps` must reach .*; 3 solver steps did not"
+    denoise = MIXTURE.denoiser(process)
+    with pytest.raises(RuntimeError, match=rf"^{said} in 2 of 2 rows\. Raise it") as caught:
+        likelihood.log_prob(process, denoise, X[:2], max_steps=3)
+    assert "\n" not in str(caught.value)
+    sampler = samplers.adaptive(process, denoise, max_steps=3)
+    with pytest.raises(RuntimeError, match=said):  # under jit: the runtime says more
+        jax.block_until_ready(sample(jax.random.key(0), sampler, X[:2], jnp.array([1.0, 0.0])))
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from peers.common import read, read_keys
 
-from jaxdiff import denoisers, guidance, nn, samplers
+from jaxdiff import denoisers, guidance, losses, nn, processes, samplers
 from jaxdiff.pretrained import dit, naming
 
 SLOW = pytest.mark.slow
@@ -119,7 +119,8 @@ def test_the_sizes_of_a_file_without_config_are_told_from_it():
         ({"norm_type": "ada_norm_single"}, "`norm_type` of the config must be 'ada_norm_zero'"),
         ({"activation_fn": "geglu"}, "`activation_fn` of the config must be 'gelu-approximate'"),
         ({"attention_bias": False}, "`attention_bias` of the config must be True; got False"),
-        ({"cross_attention_dim": 64}, "`cross_attention_dim`"),
+        ({"cross_attention_dim": 64}, "`cross_attention_dim` of the config is not known; got 64"),
+        ({**read("dit_plain").config, "qk_norm": True}, "`qk_norm` of the config is not known"),
         ({"out_channels": 5}, "`out_channels` of the config must be 4, or 8"),
         ({"hidden_size": 8, "depth": 2}, "The config must say input_size, patch_size, in_channels"),
         ({**read("dit_plain").config, "mlp_ratio": 2.5}, "`mlp_ratio` .* whole number; got 2.5"),
@@ -151,3 +152,20 @@ def test_a_network_of_steps_says_so_and_is_given_times_by_on_steps():
         nn.on_steps(nn.functional(nnx.eval_shape(lambda: nn.MLP(2, rngs=nnx.Rngs(0))))[1], 1000)
     steps = nn.on_steps(lambda params, x, n, cond=None, key=None: n, 1000)
     np.testing.assert_allclose(steps(None, None, jnp.asarray([0.001, 1.0])), [0, 999], atol=1e-9)
+
+
+def test_times_of_another_kind_are_refused():
+    def made(**options):
+        return nnx.eval_shape(lambda: nn.DiT((4, 4, 1), rngs=nnx.Rngs(0), depth=1, **options))
+
+    with pytest.raises(TypeError, match=r"`time` must be nn.LogSNR\(\) or nn.Steps\(\), made"):
+        made(time="step")
+    with pytest.raises(ValueError, match="`width` must be even; got 7"):
+        nn.Steps(7)
+    with pytest.raises(ValueError, match="`extra_channels`"):
+        made(extra_channels=-1)
+    params, apply = nn.functional(made(time=nn.Steps()))
+    with pytest.raises(ValueError, match=r"takes steps in place of t: give nn.on_steps"):
+        losses.denoising(denoisers.Model(apply, processes.ddpm()))
+    with pytest.raises(ValueError, match=r"`step` must have shape \(\) or \(2,\)"):
+        jax.eval_shape(apply, params, jnp.zeros((2, 4, 4, 1)), jnp.zeros(3))

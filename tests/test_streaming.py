@@ -20,7 +20,8 @@ def fill(folder, num, **record):
         return np.arange(first, last, dtype=np.uint8)[:, None, None, None]
 
     labels = np.arange(num) % 3
-    streaming.write(folder, {"seed": 0, "num": num, **record}, draw, labels, progress=False)
+    said = {"seed": 0, "num": num, **record}
+    streaming.write(folder, said, draw, labels, (1, 1, 1), progress=False)
     images, found = streaming.read(folder)
     np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(num))
     np.testing.assert_array_equal(found, labels)
@@ -77,6 +78,10 @@ def test_a_folder_that_grows_keeps_no_file_of_a_smaller_number(tmp_path):
         {"arr_0": np.zeros((8, 1, 1, 1), np.uint8)},
         {"arr_0": np.zeros((7, 1, 1, 1), np.uint8), "labels": np.arange(8) % 3},
         {"arr_0": np.zeros((8, 1, 1, 1), np.uint8), "labels": np.zeros(8, int)},
+        {"arr_0": np.zeros((8, 1, 1, 1), np.uint8), "labels": np.zeros(())},
+        {"arr_0": np.zeros(()), "labels": np.arange(8) % 3},
+        {"arr_0": np.zeros((8, 1, 1, 1)), "labels": np.arange(8) % 3},
+        {"arr_0": np.zeros((8, 2, 1, 1), np.uint8), "labels": np.arange(8) % 3},
     ],
 )
 def test_a_file_without_its_images_or_labels_is_made_again(tmp_path, arrays):
@@ -97,3 +102,10 @@ def test_a_missing_file_is_said_with_the_remedy(tmp_path):
     (tmp_path / "00000008-00000010.npz").unlink()
     with pytest.raises(Refusal, match="cannot be read .*Run the command again that made it"):
         streaming.read(tmp_path)
+
+
+@pytest.mark.parametrize("num", ["Infinity", "-1", "2.5", '"10"', "null"])
+def test_a_record_of_no_number_of_images_is_refused(tmp_path, num):
+    (tmp_path / "samples.json").write_text(f'{{"seed": 0, "num": {num}}}')
+    with pytest.raises(Refusal, match=r"samples\.json cannot be read .*`num`"):
+        fill(tmp_path, 10)

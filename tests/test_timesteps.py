@@ -138,6 +138,7 @@ def test_bad_arguments_are_refused(make, match):
         (lambda p: timesteps.log_snr(p, 5, t_start=[1.0]), "`t_start` must be one number"),
         (lambda p: timesteps.karras(p, 5, 0.1, 10.0, rho=0), "`rho` must be positive"),
         (lambda p: timesteps.karras(p, 5, 0.1, 10.0, rho=np.inf), "`rho` must be positive"),
+        (lambda p: timesteps.karras(p, 5, 0.1, 10.0, rho=1e-4), "with `rho` 0.0001"),
         (lambda p: timesteps.karras(p, 5, "0.1", 10.0), "`sigma_min` must be a real number"),
         (lambda p: timesteps.draw_log_snr(-np.inf, 5), "`low` must be finite"),
         (lambda p: timesteps.draw_log_snr(5, np.nan), "`high` must be finite"),

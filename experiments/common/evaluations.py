@@ -16,6 +16,11 @@ JUDGED = "judged.json"
 """The step, the average and the settings that the report and the figures are of."""
 
 
+def begin(directory: Path) -> None:
+    """Say of the report there no more what it is of: its figures are about to change."""
+    (directory / JUDGED).unlink(missing_ok=True)
+
+
 def write(
     directory: Path, judged: Mapping[str, Any], results: Mapping[str, float], report: str
 ) -> None:
@@ -27,7 +32,7 @@ def write(
         results: numbers by name; those that are not finite are left out.
         report: for readers.
     """
-    (directory / JUDGED).unlink(missing_ok=True)
+    begin(directory)
     files.write_text(directory / REPORT, report)
     kept = {"step": judged["step"], **finite(results)}
     files.write_text(directory / EVALUATION, json.dumps(kept, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """The data of an image model: judged before training, and recorded."""
 
 import difflib
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -43,6 +44,8 @@ def check(config: Config, train: data.Images, held_out: data.Images | None) -> N
             print(f"{images.title} has no image of label {names}.", file=sys.stderr)
     if held_out is None:
         return
+    if is_trained_on(held_out):
+        print(f"--eval-split {held_out.split} judges by images trained on.", file=sys.stderr)
     if held_out.description != train.description:
         raise Refusal(
             f"--eval-split {held_out.split} must hold such images as {train.split} does, "
@@ -57,6 +60,11 @@ def check(config: Config, train: data.Images, held_out: data.Images | None) -> N
             f"--mixture-components must be at most the {len(train)} training images; got "
             f"{' '.join(map(str, components))}. Without a number no mixture is fitted."
         )
+
+
+def is_trained_on(images: data.Images) -> bool:
+    """Tell whether a split is one that runs train on, or has part of it."""
+    return "train" in re.split(r"\W+", images.split)
 
 
 def scan(images: data.Images, option: str = "--data") -> tuple[np.ndarray, np.ndarray]:

@@ -199,6 +199,13 @@ def from_record(record: Mapping[str, Any]) -> Config:
     Raises:
         Refusal: if it has a field that is none of a config, or its values cannot be meant.
     """
+    config = _read(record)
+    check(config)
+    return dataclasses.replace(config, decay_steps=config.decay_steps or config.num_steps)
+
+
+def _read(record: Mapping[str, Any]) -> Config:
+    """Return the config of a record, each value one that its field takes; asks nothing of JAX."""
     unknown = record.keys() - defaults().keys()
     if unknown:
         raise Refusal(
@@ -210,19 +217,20 @@ def from_record(record: Mapping[str, Any]) -> Config:
         for name, value in (defaults() | dict(record)).items()
     }
     config = Config(**values)
-    check(config)
-    return dataclasses.replace(config, decay_steps=config.decay_steps or config.num_steps)
+    options.judge(config)
+    return config
 
 
 def asked_again(record: Mapping[str, Any]) -> Config:
     """Return the config by which a command line would ask for the run of a record again.
 
     Where its data lie is as recorded and not asked for; a folder of images is named by its path.
+    It is asked before the processes of a run have joined, and so before JAX may be.
 
     Raises:
-        Refusal: as :func:`from_record`.
+        Refusal: if it has a field that is none of a config, or a value that its field never takes.
     """
-    config = from_record(record)
+    config = _read(record)
     given: dict[str, Any] = {"decay_steps": record.get("decay_steps"), "data_dir": None}
     if config.data == FOLDER and config.data_dir is not None:
         given["data"] = config.data_dir

@@ -79,6 +79,7 @@ def write(
     if not distributed.is_main():
         return
     say("Figures", progress)
+    evaluations.begin(directory)
     results = {**judged.results, "steps_per_second": _median_rate(directory)}
     results["samples_per_second"] = draw(
         config, model, params, key_draw, test, directory, devices=devices
@@ -249,6 +250,8 @@ def _report(
     rate = results["steps_per_second"]
     trained = evaluations.steps(of["step"], config.num_steps)
     notes = [*judged.notes, *_left_out(train, test)]
+    if image_data.is_trained_on(test):
+        notes.append("These images were trained on: what is called held out below is not.")
     said = "".join(f"\n- {note}" for note in notes)
     return f"""\
 # {test.name}: {config.network}, {config.process} process, {trained}

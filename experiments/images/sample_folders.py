@@ -4,7 +4,7 @@ import json
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from experiments.common.command import Refusal
-from jaxdiff import files
+from jaxdiff import checks, files
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 
@@ -27,6 +27,7 @@ def write(
     record: Mapping[str, Any],
     draw: Callable[[int, int], np.ndarray],
     labels: np.ndarray,
+    shape: Sequence[int],
     *,
     progress: bool,
 ) -> None:
@@ -41,6 +42,7 @@ def write(
         record: what the images are of; its `num` may grow.
         draw: (first, last) -> the images of these numbers.
         labels: of all images.
+        shape: of one image, (H, W, C).
         progress: show a progress bar if stderr is a terminal.
     """
     from tqdm import tqdm
@@ -51,7 +53,7 @@ def write(
     missing = [
         (first, last)
         for first, last in mine
-        if not _is_whole(directory / _name(first, last), labels[first:last])
+        if not _is_whole(directory / _name(first, last), labels[first:last], shape)
     ]
     show = progress and distributed.is_main() and sys.stderr.isatty()
     for first, last in tqdm(missing, unit="file", disable=not show):
@@ -105,22 +107,28 @@ _DAMAGE = (
 def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with np.load(path, allow_pickle=False) as part:
         # `images` in files of earlier versions
-        return part[IMAGES if IMAGES in part.files else "images"], part["labels"]
+        images, labels = part[IMAGES if IMAGES in part.files else "images"], part["labels"]
+    if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"it holds {images.dtype}{list(images.shape)} and labels {list(labels.shape)}, no "
+            "images of uint8 with a label each"
+        )
+    return images, labels
 
 
-def _is_whole(path: Path, labels: np.ndarray) -> bool:
+def _is_whole(path: Path, labels: np.ndarray, shape: Sequence[int]) -> bool:
     try:
         images, found = _arrays(path)
     except _DAMAGE:
         return False
-    return len(images) == len(labels) and np.array_equal(found, labels)
+    return images.shape[1:] == tuple(shape) and np.array_equal(found, labels)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
-        return {**record, "num": int(record["num"])}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return {**record, "num": checks.count("num", record["num"])}
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise Refusal(f"{path} cannot be read ({error}). Take another folder.") from error
 
 

@@ -80,7 +80,8 @@ def open_images(
             return data.load_folder(folder, config.image_size, split=split)
     except Refusal as refusal:
         said = str(refusal).replace("`data_dir`", "--data-dir")
-        raise Refusal(said + _remedy(config, option, said)) from refusal.__cause__
+        remedy = _remedy(config, option, said, recorded=recorded)
+        raise Refusal(said + remedy) from refusal.__cause__
     except OSError as error:
         raise Refusal(f"--data-dir {folder}: {error}") from error
 
@@ -93,9 +94,11 @@ def _moved(config: Any, folder: str) -> str | None:
     return None if config.data != FOLDER else os.path.join(now, os.path.basename(folder))
 
 
-def _remedy(config: Any, option: str, said: str) -> str:
+def _remedy(config: Any, option: str, said: str, *, recorded: bool) -> str:
     if option and said.startswith(option):
         return " Say by which split to judge, or train with --no-evaluate."
+    if recorded and config.data == FOLDER and "there is no folder" in said:
+        return " If it was moved, say by $JAXDIFF_DATA_DIR which folder holds it now."
     if "load_folder" in said:
         return " On the command line: --data DIR --image-size N."
     if said.startswith("--data:") and os.path.isdir(config.data):

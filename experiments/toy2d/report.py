@@ -66,6 +66,7 @@ def write(
         notes.append(f"The density of the model is not drawn: {reason}.")
         log_prob = np.full(len(points), -np.inf, np.float32)
     say("Figures")
+    evaluations.begin(directory)
     draw_density(config, held_out, np.exp(log_prob), samples, directory)
     draw_field(config, model, params, directory)
     lines = [line for line in runs.read_metrics(directory / runs.METRICS) if "loss" in line]

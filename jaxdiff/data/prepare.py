@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from jaxdiff import checks, rows
 from jaxdiff.data.scaling import bin_width, dequantize
-from jaxdiff.numerics import expand_like
 from jaxdiff.typing import Array, Batch, Key, LossFn, PyTree
 
 Prepare: TypeAlias = Callable[[PyTree, Key, Batch], Mapping[str, Any]]
@@ -97,4 +96,5 @@ def dequantized_images(num_levels: int, *, flip: bool = False) -> Prepare:
 
 def _flipped(row_keys: Key, images: Array) -> Array:
     mirrored = jax.vmap(jax.random.bernoulli)(row_keys)
-    return jnp.where(expand_like(mirrored, images), jnp.flip(images, axis=2), images)
+    mirrored = mirrored.reshape(-1, *(1,) * (images.ndim - 1))
+    return jnp.where(mirrored, jnp.flip(images, axis=2), images)

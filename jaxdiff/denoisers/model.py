@@ -37,8 +37,10 @@ class Model(NamedTuple):
 
         Args:
             params: of the network.
-            cond: pytree of (B, ...) leaves, or None. What solves row by row takes it by itself,
-                with the denoiser of no conditioning: ``likelihood.log_prob(..., cond=cond)``.
+            cond: pytree of (B, ...) leaves; None asks a network of `jaxdiff.nn` for its null
+                condition, which only `drop_cond` has trained. What solves row by row takes it by
+                itself, with the denoiser of no conditioning:
+                ``likelihood.log_prob(..., cond=cond)``.
             clip: limit x0_hat to [-clip, clip].
 
         Raises:

@@ -94,7 +94,7 @@ def levels_log_prob(
     """
     num_levels = checks.count("num_levels", num_levels, 2)
     num_samples = checks.count("num_samples", num_samples)
-    checks.function("log_density", log_density, "(key, x) -> log p(x), (B,)")
+    checks.function("log_density", log_density, "(key, x) -> log p(x), (B,)", takes=2)
     levels = _batch_of_levels(levels, num_levels)
     draw = uniform() if dequantizer is None else dequantizer
 

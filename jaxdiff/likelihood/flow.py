@@ -92,6 +92,7 @@ def log_prob(
         ValueError: if `x` has no rows or `cond` others, `num_probes` is less than 1 or lacks a
             key, a tolerance is not positive, `t_min` is out of range, alpha(t_max) is 0 and the
             denoiser's network holds no x0 there, or the denoiser changes the shape.
+        RuntimeError: if `max_steps` do not do for a row; under `jit`, when it runs.
 
     Source: Song et al. 2021 (arXiv:2011.13456), section 4.3 and appendix D.2.
     """
@@ -113,7 +114,7 @@ def log_prob(
     radius, radius_T = probability_flow.radius(process, ends)  # noqa: N806
     vector_field = _vector_field(process, judged, num_dims)
 
-    def solve(row: Array, *args: Any) -> tuple[Array, Array]:
+    def solve(row: Array, *args: Any) -> tuple[Array, Array, Array]:
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(vector_field),
             diffrax.Tsit5(),
@@ -124,11 +125,13 @@ def log_prob(
             args=args,
             stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
             max_steps=max_steps,
+            throw=False,
         )
         y_T, growth = jax.tree.map(lambda leaf: leaf[-1], solution.ys)  # noqa: N806
-        return growth, radius_T * y_T
+        return growth, radius_T * y_T, solution.result == diffrax.RESULTS.successful
 
-    growth, x_T = jax.vmap(solve)(x, probes, cond)  # noqa: N806
+    growth, x_T, solved = jax.vmap(solve)(x, probes, cond)  # noqa: N806
+    growth = probability_flow.require_solved(growth, solved, max_steps)
     growth += jnp.log(radius_T / radius)
     return _log_prior(process, x_T) + num_dims * growth, x_T
 

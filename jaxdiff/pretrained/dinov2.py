@@ -10,6 +10,7 @@ transformers at n / 37. Each is computed here as its source computes it. Network
 interpolated by both at n / 37, with antialiasing.
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from jaxdiff.nn.vision import VisionTransformer
 from jaxdiff.pretrained.keys import counted
 from jaxdiff.pretrained.naming import Rule, Table
+from jaxdiff.pretrained.rules import layer, norm
 
 __all__ = ["TABLE", "config_of", "make"]
 
@@ -119,20 +121,7 @@ def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def _dense(pattern: str, path: str, part: tuple[int, int] | None = None) -> Table:
-    return (
-        Rule(rf"{pattern}\.weight", f"{path}.kernel", "linear", part),
-        Rule(rf"{pattern}\.bias", f"{path}.bias", "same", part),
-    )
-
-
-def _norm(pattern: str, path: str) -> Table:
-    return (
-        Rule(rf"{pattern}\.weight", f"{path}.scale"),
-        Rule(rf"{pattern}\.bias", f"{path}.bias"),
-    )
-
-
+_dense = functools.partial(layer, layout="linear")
 ORIGINAL: Table = (
     Rule(r"cls_token", "class_token", "flat"),
     Rule(r"mask_token", None),
@@ -140,15 +129,15 @@ ORIGINAL: Table = (
     Rule(r"pos_embed", "positions", "unbatched"),
     Rule(r"patch_embed\.proj\.weight", "input.kernel", "conv_as_patches"),
     Rule(r"patch_embed\.proj\.bias", "input.bias"),
-    *_norm(r"blocks\.(\d+)\.norm1", "block_{0:02d}.attention_norm"),
+    *norm(r"blocks\.(\d+)\.norm1", "block_{0:02d}.attention_norm"),
     *_dense(r"blocks\.(\d+)\.attn\.qkv", "block_{0:02d}.qkv"),
     *_dense(r"blocks\.(\d+)\.attn\.proj", "block_{0:02d}.projection"),
     Rule(r"blocks\.(\d+)\.ls1\.gamma", "block_{0:02d}.attention_scale"),
-    *_norm(r"blocks\.(\d+)\.norm2", "block_{0:02d}.mlp_norm"),
+    *norm(r"blocks\.(\d+)\.norm2", "block_{0:02d}.mlp_norm"),
     *_dense(r"blocks\.(\d+)\.mlp\.(?:fc1|w12)", "block_{0:02d}.inner"),
     *_dense(r"blocks\.(\d+)\.mlp\.(?:fc2|w3)", "block_{0:02d}.outer"),
     Rule(r"blocks\.(\d+)\.ls2\.gamma", "block_{0:02d}.mlp_scale"),
-    *_norm(r"norm", "norm"),
+    *norm(r"norm", "norm"),
 )
 """The names of the repository."""
 
@@ -161,19 +150,19 @@ TRANSFORMERS: Table = (
     Rule(r"embeddings\.position_embeddings", "positions", "unbatched"),
     Rule(r"embeddings\.patch_embeddings\.projection\.weight", "input.kernel", "conv_as_patches"),
     Rule(r"embeddings\.patch_embeddings\.projection\.bias", "input.bias"),
-    *_norm(rf"{_LAYER}\.norm1", "block_{0:02d}.attention_norm"),
-    *_dense(rf"{_ATTENTION}\.(?:attention\.query|q_proj)", "block_{0:02d}.qkv", (0, 3)),
-    *_dense(rf"{_ATTENTION}\.(?:attention\.key|k_proj)", "block_{0:02d}.qkv", (1, 3)),
-    *_dense(rf"{_ATTENTION}\.(?:attention\.value|v_proj)", "block_{0:02d}.qkv", (2, 3)),
+    *norm(rf"{_LAYER}\.norm1", "block_{0:02d}.attention_norm"),
+    *_dense(rf"{_ATTENTION}\.(?:attention\.query|q_proj)", "block_{0:02d}.qkv", part=(0, 3)),
+    *_dense(rf"{_ATTENTION}\.(?:attention\.key|k_proj)", "block_{0:02d}.qkv", part=(1, 3)),
+    *_dense(rf"{_ATTENTION}\.(?:attention\.value|v_proj)", "block_{0:02d}.qkv", part=(2, 3)),
     *_dense(rf"{_ATTENTION}\.(?:output\.dense|o_proj)", "block_{0:02d}.projection"),
     Rule(rf"{_LAYER}\.layer_scale1\.lambda1", "block_{0:02d}.attention_scale"),
-    *_norm(rf"{_LAYER}\.norm2", "block_{0:02d}.mlp_norm"),
+    *norm(rf"{_LAYER}\.norm2", "block_{0:02d}.mlp_norm"),
     *_dense(rf"{_LAYER}\.mlp\.(?:fc1|weights_in)", "block_{0:02d}.inner"),
-    *_dense(rf"{_LAYER}\.mlp\.gate_proj", "block_{0:02d}.inner", (0, 2)),
-    *_dense(rf"{_LAYER}\.mlp\.up_proj", "block_{0:02d}.inner", (1, 2)),
+    *_dense(rf"{_LAYER}\.mlp\.gate_proj", "block_{0:02d}.inner", part=(0, 2)),
+    *_dense(rf"{_LAYER}\.mlp\.up_proj", "block_{0:02d}.inner", part=(1, 2)),
     *_dense(rf"{_LAYER}\.mlp\.(?:fc2|weights_out|down_proj)", "block_{0:02d}.outer"),
     Rule(rf"{_LAYER}\.layer_scale2\.lambda1", "block_{0:02d}.mlp_scale"),
-    *_norm(r"layernorm", "norm"),
+    *norm(r"layernorm", "norm"),
 )
 """The names of transformers."""
 

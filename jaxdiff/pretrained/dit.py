@@ -10,6 +10,7 @@ variance before the perceptrons. Each is computed here as its source computes it
 The output has 2 C channels where a variance was learned; those of the variance are left out.
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -21,8 +22,10 @@ import numpy as np
 from jaxdiff import nn, processes
 from jaxdiff.denoisers import Model
 from jaxdiff.nn.dit import sincos_positions
+from jaxdiff.pretrained import configs
 from jaxdiff.pretrained.keys import counted
 from jaxdiff.pretrained.naming import Rule, Table
+from jaxdiff.pretrained.rules import layer
 from jaxdiff.typing import Apply
 
 __all__ = ["TABLE", "config_of", "make", "model"]
@@ -53,6 +56,8 @@ def make(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> nn.DiT:
 
 def _read_original(config: Mapping[str, Any]) -> dict[str, Any]:
     needed = ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads")
+    others = ("mlp_ratio", "num_classes", "learn_sigma", "class_dropout_prob")
+    configs.judged("diffusion transformer", config, {}, (*needed, *others))
     missing = [name for name in needed if name not in config]
     if missing:
         raise ValueError(f"The config must say {', '.join(missing)}.")
@@ -75,24 +80,19 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "activation_fn": ("gelu-approximate",),
     "attention_bias": (True,),
     "norm_elementwise_affine": (False,),
-    "cross_attention_dim": (None,),
-    "num_vector_embeds": (None,),
-    "only_cross_attention": (False,),
-    "double_self_attention": (False,),
     "attention_type": ("default",),
-    "caption_channels": (None,),
 }
-"""What the options of diffusers' class may be."""
+"""What options of diffusers' class may be where it is not anything."""
+_READ = (
+    *("num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers"),
+    *("sample_size", "patch_size", "num_embeds_ada_norm", "norm_eps"),
+    *("dropout", "norm_num_groups", "upcast_attention", "use_linear_projection"),
+)
+"""Those that are read, or make no difference."""
 
 
 def _read_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
-    for name, allowed in _ONLY.items():
-        if config.get(name, allowed[0]) not in allowed:
-            raise ValueError(
-                f"`{name}` of the config must be {allowed[0]!r}; got {config[name]!r}. "
-                "No other diffusion transformer is supported."
-            )
-    get = config.get
+    get = configs.judged("diffusion transformer", config, _ONLY, _READ).get
     heads, channels = get("num_attention_heads", 16), get("in_channels", 4)
     size, outputs = get("sample_size", 32), get("out_channels")
     extra = 0 if outputs is None else outputs - channels
@@ -185,13 +185,7 @@ def _fixed_positions(shape: tuple[int, ...]) -> np.ndarray:
     return sincos_positions(side, side, shape[2])[np.newaxis]
 
 
-def _dense(pattern: str, path: str, part: tuple[int, int] | None = None) -> Table:
-    return (
-        Rule(rf"{pattern}\.weight", f"{path}.kernel", "linear", part),
-        Rule(rf"{pattern}\.bias", f"{path}.bias", "same", part),
-    )
-
-
+_dense = functools.partial(layer, layout="linear")
 ORIGINAL: Table = (
     Rule(r"pos_embed", None, constant=_fixed_positions),
     Rule(r"x_embedder\.proj\.weight", "input.kernel", "conv_as_patches"),
@@ -222,9 +216,9 @@ DIFFUSERS: Table = (
         None,
         same_as="transformer_blocks.0.norm1.emb.{0}",
     ),
-    *_dense(r"transformer_blocks\.(\d+)\.attn1\.to_q", "block_{0:02d}.qkv", (0, 3)),
-    *_dense(r"transformer_blocks\.(\d+)\.attn1\.to_k", "block_{0:02d}.qkv", (1, 3)),
-    *_dense(r"transformer_blocks\.(\d+)\.attn1\.to_v", "block_{0:02d}.qkv", (2, 3)),
+    *_dense(r"transformer_blocks\.(\d+)\.attn1\.to_q", "block_{0:02d}.qkv", part=(0, 3)),
+    *_dense(r"transformer_blocks\.(\d+)\.attn1\.to_k", "block_{0:02d}.qkv", part=(1, 3)),
+    *_dense(r"transformer_blocks\.(\d+)\.attn1\.to_v", "block_{0:02d}.qkv", part=(2, 3)),
     *_dense(r"transformer_blocks\.(\d+)\.attn1\.to_out\.0", "block_{0:02d}.projection"),
     *_dense(r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj", "block_{0:02d}.inner"),
     *_dense(r"transformer_blocks\.(\d+)\.ff\.net\.2", "block_{0:02d}.outer"),

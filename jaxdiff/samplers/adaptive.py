@@ -57,6 +57,7 @@ def adaptive(
             number or a tolerance no real one.
         ValueError: if a known tolerance or `max_steps` is not positive; when sampling, if `cond`
             has not the rows of x_T.
+        RuntimeError: when sampling, if `max_steps` do not do for a row.
 
     Source: Tsitouras 2011, by diffrax; the variables are those of `jaxdiff.probability_flow`.
     """
@@ -86,7 +87,7 @@ def adaptive(
         theta_start, theta_stop = probability_flow.angle(process, jnp.stack([start, stop]))
         x_start = follow_flow(process, x_t, x_t, t, start)  # scales x where sigma_t is 0
 
-        def solve(row: Array, given: PyTree) -> tuple[Array, Array]:
+        def solve(row: Array, given: PyTree) -> tuple[Array, Array, Array]:
             solution = diffrax.diffeqsolve(
                 diffrax.ODETerm(lambda theta, y, args: field(jnp.asarray(theta), y, given)),
                 diffrax.Tsit5(),
@@ -96,13 +97,17 @@ def adaptive(
                 y0=row,
                 stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
                 max_steps=max_steps,
+                throw=False,
             )
-            return solution.ys[-1], solution.stats["num_steps"]
+            solved = solution.result == diffrax.RESULTS.successful
+            return solution.ys[-1], solution.stats["num_steps"], solved
 
         def denoised(row: Array, given: PyTree) -> Array:
             return probability_flow.x0_hat(theta_stop, row, field(theta_stop, row, given))
 
-        y, num_steps = jax.vmap(solve)(x_start / probability_flow.radius(process, start), cond)
+        y_start = x_start / probability_flow.radius(process, start)
+        y, num_steps, solved = jax.vmap(solve)(y_start, cond)
+        y = probability_flow.require_solved(y, solved, max_steps)
         noisy = process.sigma(s) > 0
         x_s = jax.lax.cond(
             noisy,

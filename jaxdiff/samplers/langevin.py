@@ -41,7 +41,9 @@ def langevin(
     """
     score = checks.judged("score", score, "(x, t) -> the score, in the shape of x")
     process = getattr(score.fn, "process", None)
-    if not callable(step_size):
+    if callable(step_size):
+        checks.function("step_size", step_size, "of t, or a number", takes=1)
+    else:
         checks.number("step_size", step_size, 0.0)
     known_noise = numerics.concrete(checks.number("noise", noise, 0.0))
     silent = known_noise is not None and known_noise == 0.0

@@ -115,8 +115,8 @@ def karras(
     reached = known is None or t_max is None or np.all((known > 0) & (known <= t_max * 1.00001))
     if not reached:
         raise ValueError(
-            "`sigma_min` and `sigma_max` must be noise levels sigma/alpha that the process "
-            f"reaches at times in (0, {t_max:g}]; got {sigma_min} and {sigma_max}."
+            "`sigma_min` and `sigma_max` must be noise levels sigma/alpha that the process reaches "
+            f"at times in (0, {t_max:g}]; got {sigma_min} and {sigma_max}, with `rho` {rho}."
         )
     times = jnp.minimum(times, process.t_max)
     return jnp.concatenate([times, jnp.zeros(1, times.dtype)])

@@ -22,7 +22,6 @@ import concurrent.futures.thread
 import json
 import math
 import os
-import shutil
 import sys
 import tempfile
 import threading
@@ -190,7 +189,7 @@ class Checkpoints:
         try:
             if jax.process_index() == 0:
                 self._hold()
-                shutil.rmtree(staged, ignore_errors=True)
+                step_folders.clear(staged)
                 staged.mkdir(parents=True)
                 for name, text in texts.items():
                     (staged / name).write_text(text)
@@ -322,7 +321,7 @@ class Checkpoints:
         """Make room again and say what was lost and what is left."""
         self._writer.close()  # its threads may still write where we are to tidy up
         if jax.process_index() == 0 and not isinstance(error, BlockingIOError):
-            shutil.rmtree(step_folders.staged(self.directory, step), ignore_errors=True)
+            step_folders.clear(step_folders.staged(self.directory, step))
         earlier = step_folders.steps(self.directory)
         left = f"the last one there is step {earlier[-1]}" if earlier else "there is none yet"
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]

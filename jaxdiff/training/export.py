@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,17 +27,21 @@ def export_params(
 
     Args:
         path: the file, written whole or not at all; it must end in `.npz`.
-        params: a nest of dictionaries with string keys.
+        params: a nest of dictionaries with string keys, without dots in them.
         config: what JSON can hold, kept beside them as `__config__`.
 
     Raises:
-        ValueError: if a key is not a string, a leaf has one of the two names above or holds a
-            random key, or `path` ends otherwise.
+        ValueError: if a key is not a string or holds a dot, a leaf has one of the two names above
+            or holds a random key, or `path` ends otherwise.
         OSError: if the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"`path` must end in .npz; got {path}.")
+    for tree_path, _ in jax.tree.leaves_with_path(params):
+        dotted = [each.key for each in tree_path if "." in str(getattr(each, "key", ""))]
+        if dotted:  # the file's names could not tell them from nests
+            raise ValueError(f"`params` must have no key with a dot in it; got {dotted[0]!r}.")
     named = named_leaves(params)
     for name in (CONFIG, DTYPES):
         if name in named:

@@ -12,6 +12,7 @@ A folder is written under its `.tmp` name, sealed, and then renamed; deletion go
 renamed first, then emptied. So a folder with a plain number is whole whenever the process dies.
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -47,6 +48,15 @@ def leftovers(directory: Path) -> list[Path]:
 def staged(directory: Path, step: int) -> Path:
     """Name the folder in which a step is written."""
     return directory / f"{step}.tmp"
+
+
+def clear(path: Path) -> None:
+    """Delete what is in the place of a staged folder; a link or a file goes itself."""
+    if path.is_symlink() or path.is_file():
+        with contextlib.suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -155,8 +165,8 @@ def prune(
     candidates = [step for step in steps(directory) if step <= newest and step not in spare]
     for step in candidates[:-keep_last]:
         if step not in keep and (keep_every is None or step % keep_every):
-            shutil.rmtree(staged(directory, step), ignore_errors=True)
+            clear(staged(directory, step))
             (directory / str(step)).rename(staged(directory, step))
     for path in directory.iterdir():
         if _STAGED.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+            clear(path)

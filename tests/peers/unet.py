@@ -45,7 +45,7 @@ SDXL = {
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     "use_linear_projection": True,
 }
-INPAINTING = {**SD2, "in_channels": 9}
+INPAINTING = {**SD1, "in_channels": 9}
 ROUNDED = {
     **SD1,
     "block_out_channels": [32],
@@ -101,10 +101,12 @@ def module(config: dict[str, Any], seed: int) -> torch.nn.Module:
     return filled(kind[config["_class_name"]](**given), seed)
 
 
-def inputs_of(config: dict[str, Any], seed: int, larger: int) -> dict[str, np.ndarray]:
-    """Draw what a model of a config takes, in the source's layout."""
+def inputs_of(
+    config: dict[str, Any], seed: int, larger: int, odd: bool = False
+) -> dict[str, np.ndarray]:
+    """Draw what a model of a config takes, in the source's layout; odd sizes are not halved."""
     channels = config.get("in_channels", 3 if config["_class_name"] == "UNet2DModel" else 4)
-    size = (8 + 4 * larger, 4)
+    size = (7, 5 + 2 * larger) if odd else (8 + 4 * larger, 4)
     given = {"x": drawn("x", (2, min(channels, 4), *size), seed), "t": np.array([17.0, 999.0])}
     if channels > 4:
         given["beside"] = drawn("beside", (2, channels - 4, *size), seed)
@@ -130,9 +132,7 @@ def output(model: torch.nn.Module, given: dict[str, np.ndarray], dtype: Any) -> 
 def unet(seed: int, larger: int, *, config: dict[str, Any], odd: bool = False) -> Golden:
     config = {**config, "layers_per_block": 1 + larger, "norm_num_groups": 4 << larger}
     model = module(config, seed)
-    given = inputs_of(config, seed, larger)
-    if odd and not larger:  # H and W that cannot be halved
-        given["x"] = drawn("x", (2, 4, 7, 5), seed)
+    given = inputs_of(config, seed, larger, odd)
     with embedded_in_float64():
         found = {"y": output(model, given, torch.float64)}
     return golden(config, model, seed, channels_last(given), found)
@@ -187,10 +187,10 @@ def published() -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 if __name__ == "__main__":
-    CASES = {"sd2": SD2, "sdxl": SDXL, "inpainting": INPAINTING, "ddpm": DDPM, "scaled": SCALED}
+    CASES = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL, "ddpm": DDPM, "scaled": SCALED}
     main(
         {
-            "unet_sd1": partial(unet, config=SD1, odd=True),
+            "unet_inpainting": partial(unet, config=INPAINTING, odd=True),
             **{f"unet_{name}": partial(unet, config=config) for name, config in CASES.items()},
             "unet_rounded": rounded,
             "unet_trajectory_sd1": partial(trajectory, config=SD1, prediction="epsilon"),
