@@ -4,9 +4,10 @@
     params, apply = nn.functional(module)
     network = nn.on_log_snr(apply, process.log_snr)   # network(params, x_t, t, labels, key=key)
 
-The networks embed their time argument as a log-SNR; what they are conditioned on is said by
-`conditioning`. Any callable of the same signature works in their place: a Linen ``apply``, an
-Equinox module and a plain function are each shown working in the tests.
+The networks embed their time argument as a log-SNR, :class:`StepUNet` as the number of a step; what
+they are conditioned on is said by `conditioning`. Any callable of the same signature works in their
+place: a Linen ``apply``, an Equinox module and a plain function are each shown working in the
+tests.
 """
 
 from jaxdiff.extras import needed_by
@@ -25,6 +26,7 @@ with needed_by("jaxdiff.nn"):
     from jaxdiff.nn.dit import DiT
     from jaxdiff.nn.functional import deferred, functional, on_log_snr, on_steps
     from jaxdiff.nn.mlp import MLP
+    from jaxdiff.nn.step_unet import StepUNet
     from jaxdiff.nn.text_encoder import TextEncoder
     from jaxdiff.nn.times import LogSNR, Steps, Time
     from jaxdiff.nn.unet import UNet
@@ -40,6 +42,7 @@ __all__ = [
     "Labels",
     "LogSNR",
     "Sequences",
+    "StepUNet",
     "Steps",
     "TextEncoder",
     "Time",

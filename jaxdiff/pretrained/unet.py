@@ -15,8 +15,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxdiff.nn.step_unet import Level, Pooled, StepUNet
-from jaxdiff.pretrained.keys import Counted
-from jaxdiff.pretrained.naming import Rule, Table
+from jaxdiff.pretrained import configs, rules
+from jaxdiff.pretrained.keys import counted
+from jaxdiff.pretrained.naming import Table
 
 __all__ = ["TABLE", "make"]
 
@@ -112,27 +113,9 @@ def make(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> StepUNet:
     kind = config.get("_class_name")
     if kind not in _ONLY:
         raise ValueError(f"`_class_name` must be one of {', '.join(_ONLY)}; got {kind!r}.")
-    judged = _judged(kind, config)
+    judged = configs.judged(kind, config, _ONLY[kind], _READ[kind])
     read = _read_conditional if kind == "UNet2DConditionModel" else _read_unconditional
-    rngs: Any = Counted()
-    return StepUNet(**read(judged), dtype=dtype, param_dtype=dtype, rngs=rngs)
-
-
-def _judged(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options, all of which are supported."""
-    options = {name: value for name, value in config.items() if not name.startswith("_")}
-    for name, value in options.items():
-        allowed = _ONLY[kind].get(name)
-        if allowed is None and name not in _READ[kind] and value not in (None, False):
-            raise ValueError(f"`{name}` of the config is not known; got {value!r}.")
-        values = value if isinstance(value, list | tuple) else [value]
-        if allowed is not None and any(each not in allowed for each in values):
-            wanted = " or ".join(map(repr, allowed))
-            raise ValueError(
-                f"`{name}` of the config must be {wanted}; got {value!r}. "
-                f"No other {kind} is supported."
-            )
-    return options
+    return StepUNet(**read(judged), dtype=dtype, param_dtype=dtype, rngs=counted())
 
 
 def _read_unconditional(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,55 +268,17 @@ def _divided(name: str, width: int, by: int) -> int:
     return width // by
 
 
-def _vectors(source: str, path: str) -> Table:
-    """Return the rules of a normalisation."""
-    return (
-        Rule(rf"{source}\.weight", f"{path}.scale"),
-        Rule(rf"{source}\.bias", f"{path}.bias"),
-    )
-
-
-def _layer(source: str, path: str, layout: str, part: tuple[int, int] | None = None) -> Table:
-    """Return the rules of a dense layer or a convolution."""
-    return (
-        Rule(rf"{source}\.weight", f"{path}.kernel", layout, part),
-        Rule(rf"{source}\.bias", f"{path}.bias", "same", part),
-    )
-
-
-def _residual(source: str, path: str) -> Table:
-    return (
-        *_vectors(rf"{source}\.norm1", f"{path}.norm_in"),
-        *_layer(rf"{source}\.conv1", f"{path}.conv_in", "conv"),
-        *_layer(rf"{source}\.time_emb_proj", f"{path}.modulation", "linear"),
-        *_vectors(rf"{source}\.norm2", f"{path}.norm_out"),
-        *_layer(rf"{source}\.conv2", f"{path}.conv_out", "conv"),
-        *_layer(rf"{source}\.conv_shortcut", f"{path}.shortcut", "linear"),
-    )
-
-
-def _attention(source: str, path: str) -> Table:
-    """Return the rules of attention among pixels, under its new and its first names."""
-    return (
-        *_vectors(rf"{source}\.group_norm", f"{path}.norm"),
-        *_layer(rf"{source}\.(?:to_q|query)", f"{path}.qkv", "linear", (0, 3)),
-        *_layer(rf"{source}\.(?:to_k|key)", f"{path}.qkv", "linear", (1, 3)),
-        *_layer(rf"{source}\.(?:to_v|value)", f"{path}.qkv", "linear", (2, 3)),
-        *_layer(rf"{source}\.(?:to_out\.0|proj_attn)", f"{path}.projection", "linear"),
-    )
-
-
 def _transformer(source: str, path: str, number: int) -> Table:
     """Return the rules of a transformer; `number` is that of the group that numbers a block."""
     block, to = rf"{source}\.transformer_blocks\.(\d+)", f"{path}.block_{{{number}:02d}}"
-    rules = [
-        *_vectors(rf"{source}\.norm", f"{path}.norm"),
-        *_layer(rf"{source}\.proj_in", f"{path}.input", "linear"),
-        *_layer(rf"{source}\.proj_out", f"{path}.output", "linear"),
+    found = [
+        *rules.norm(rf"{source}\.norm", f"{path}.norm"),
+        *rules.layer(rf"{source}\.proj_in", f"{path}.input", "linear"),
+        *rules.layer(rf"{source}\.proj_out", f"{path}.output", "linear"),
     ]
     norms = {"norm1": "norm_self", "norm2": "norm_cross", "norm3": "norm_gated"}
     for name, own in norms.items():
-        rules += _vectors(rf"{block}\.{name}", f"{to}.{own}")
+        found += rules.norm(rf"{block}\.{name}", f"{to}.{own}")
     linears = {
         r"attn1\.to_q": ("qkv", (0, 3)),
         r"attn1\.to_k": ("qkv", (1, 3)),
@@ -347,31 +292,31 @@ def _transformer(source: str, path: str, number: int) -> Table:
         r"ff\.net\.2": ("outer", None),
     }
     for name, (own, part) in linears.items():
-        rules += _layer(rf"{block}\.{name}", f"{to}.{own}", "linear", part)
-    return tuple(rules)
+        found += rules.layer(rf"{block}\.{name}", f"{to}.{own}", "linear", part)
+    return tuple(found)
 
 
 def _table() -> Table:
-    rules = [
-        *_layer(r"time_embedding\.linear_1", "step.inner", "linear"),
-        *_layer(r"time_embedding\.linear_2", "step.outer", "linear"),
-        *_layer(r"add_embedding\.linear_1", "pooled_in.inner", "linear"),
-        *_layer(r"add_embedding\.linear_2", "pooled_in.outer", "linear"),
-        *_layer(r"conv_in", "conv_in", "conv"),
-        *_vectors(r"conv_norm_out", "norm_out"),
-        *_layer(r"conv_out", "conv_out", "conv"),
-        *_layer(r"down_blocks\.(\d+)\.downsamplers\.0\.conv", "downsample_{0:02d}", "conv"),
-        *_layer(r"up_blocks\.(\d+)\.upsamplers\.0\.conv", "upsample_{0:02d}", "conv"),
-        *_residual(r"mid_block\.resnets\.(\d+)", "middle_{0:02d}"),
-        *_attention(r"mid_block\.attentions\.0", "middle_attention"),
+    found = [
+        *rules.layer(r"time_embedding\.linear_1", "step.inner", "linear"),
+        *rules.layer(r"time_embedding\.linear_2", "step.outer", "linear"),
+        *rules.layer(r"add_embedding\.linear_1", "pooled_in.inner", "linear"),
+        *rules.layer(r"add_embedding\.linear_2", "pooled_in.outer", "linear"),
+        *rules.layer(r"conv_in", "conv_in", "conv"),
+        *rules.norm(r"conv_norm_out", "norm_out"),
+        *rules.layer(r"conv_out", "conv_out", "conv"),
+        *rules.layer(r"down_blocks\.(\d+)\.downsamplers\.0\.conv", "downsample_{0:02d}", "conv"),
+        *rules.layer(r"up_blocks\.(\d+)\.upsamplers\.0\.conv", "upsample_{0:02d}", "conv"),
+        *rules.residual(r"mid_block\.resnets\.(\d+)", "middle_{0:02d}"),
+        *rules.attention(r"mid_block\.attentions\.0", "middle_attention"),
         *_transformer(r"mid_block\.attentions\.0", "middle_attention", 0),
     ]
     for way in ("down", "up"):
         place = rf"{way}_blocks\.(\d+)"
-        rules += _residual(rf"{place}\.resnets\.(\d+)", f"{way}_{{0:02d}}_{{1:02d}}")
+        found += rules.residual(rf"{place}\.resnets\.(\d+)", f"{way}_{{0:02d}}_{{1:02d}}")
         attention = rf"{place}\.attentions\.(\d+)", f"{way}_attention_{{0:02d}}_{{1:02d}}"
-        rules += [*_attention(*attention), *_transformer(*attention, 2)]
-    return tuple(rules)
+        found += [*rules.attention(*attention), *_transformer(*attention, 2)]
+    return tuple(found)
 
 
 TABLE: Table = _table()
