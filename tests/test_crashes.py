@@ -197,6 +197,7 @@ def test_a_process_that_fails_takes_the_other_down_at_once(tmp_path, harm, said)
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
     running = two(tmp_path, num_steps=100_000)
     while not runs.read_metrics(tmp_path / runs.METRICS):

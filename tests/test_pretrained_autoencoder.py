@@ -70,6 +70,7 @@ def test_both_ways_are_those_of_diffusers(name, dtype):
     assert max(errors(read(f"autoencoder_{name}"), dtype)) < cases.TOLERANCE[dtype]
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near():
     assert max(errors(read("autoencoder_plain"), "bfloat16")) < 0.04  # 8 bits, 15 convolutions
 

@@ -52,6 +52,7 @@ def test_text_is_encoded_as_transformers_does(name, dtype):
     np.testing.assert_array_equal(skipped.pooled, found.pooled)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near():
     golden = read("clip_sd1")
     params, apply = cases.loaded(clip, golden, "bfloat16")

@@ -55,6 +55,7 @@ def test_steps_are_embedded_in_float32_as_diffusers_does():
     np.testing.assert_allclose(waves, arrays["waves_float32"], atol=2e-4)  # angles to 1000
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near():
     params, apply, (*_, arrays) = loaded("dit_original", "bfloat16")
     output = jax.jit(apply)(params, arrays["x"], jnp.asarray(arrays["t"], "f4"), arrays["y"])

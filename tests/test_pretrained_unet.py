@@ -44,8 +44,8 @@ def inputs(golden):
 @pytest.mark.parametrize(
     "name",
     [
-        *("inpainting", "sdxl", "ddpm"),
-        *(pytest.param(name, marks=SLOW) for name in ("sd1", "sd2", "scaled")),
+        *("inpainting", "ddpm"),
+        *(pytest.param(name, marks=SLOW) for name in ("sd1", "sd2", "sdxl", "scaled")),
     ],
 )
 def test_outputs_equal_the_source_in_all_digits(name):
@@ -68,7 +68,11 @@ def test_outputs_equal_the_source_as_it_rounds_steps(dtype):
 
 
 @pytest.mark.parametrize(
-    ("name", "prediction"), [("trajectory_sd1", "epsilon"), ("trajectory_sd2", "v_prediction")]
+    ("name", "prediction"),
+    [
+        pytest.param("trajectory_sd1", "epsilon", marks=SLOW),
+        ("trajectory_sd2", "v_prediction"),
+    ],
 )
 def test_guided_latents_of_ddim_equal_those_of_diffusers(name, prediction):
     golden = read(f"unet_{name}")

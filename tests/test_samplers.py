@@ -27,17 +27,16 @@ each_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 each_case = pytest.mark.parametrize(("sampler", "name"), CASES, scope="module")
 
 
-LONGEST = ("adaptive", "zero_snr")
+LONGEST = (("adaptive", "zero_snr"),)
 
 
-def some(cases):
-    """Keep one sampler of each way of working; the others run with test-all."""
-
-    def kept(each):
-        return each[0] in SOME and each != LONGEST
-
+def some(cases, but=LONGEST):
+    """Keep one sampler of each way of working, but for some; the others run with test-all."""
     slow = pytest.mark.slow
-    return [each if kept(each) else pytest.param(*each, marks=slow) for each in cases]
+    return [
+        each if each[0] in SOME and each not in but else pytest.param(*each, marks=slow)
+        for each in cases
+    ]
 
 
 some_case = pytest.mark.parametrize(("sampler", "name"), some(CASES), scope="module")
@@ -81,8 +80,7 @@ def test_runs_stacked_by_vmap_are_the_single_ones(sampler, name):
 
 @pytest.mark.parametrize(
     ("sampler", "name"),
-    some([(sampler, "vp") for sampler in SAMPLERS if sampler != "adaptive"])
-    + [pytest.param("adaptive", "vp", marks=pytest.mark.slow)],
+    some([(sampler, "vp") for sampler in SAMPLERS], but=[("adaptive", "vp")]),
 )
 def test_step_by_step_without_jit_is_the_same(sampler, name):
     """Every number known, with the process rather than its table."""
@@ -190,7 +188,9 @@ def slope_of(sampler):
     return total
 
 
-@some_case
+@pytest.mark.parametrize(
+    ("sampler", "name"), some(CASES, but=(*LONGEST, ("adaptive", "vp"))), scope="module"
+)
 def test_gradients_flow_through_sampling(sampler, name):
     process, x_T, ts = case(sampler, name)
     total, step = slope_of(sampler), 1e-5
