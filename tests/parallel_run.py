@@ -258,9 +258,7 @@ def main(dtype, port=None, process_id=None):
                 "networks": several_networks(dtype, batches, key)
                 if port is None and dtype == "float32"
                 else {},
-                "wrapped": wrapped_losses(batches[0], key)
-                if port is None and dtype == "float64"
-                else {},
+                "wrapped": wrapped_losses(batches[0], key) if port is None else {},
             }
         )
     )

@@ -19,7 +19,10 @@ ALONE = ("jit in parts", "mesh", "mesh all fsdp", "handed on")
 ALONE += ("pmap of a compiled loss in parts", "mesh of a compiled loss")
 SCANNED = ("scanned jit", "scanned pmap", "scanned mesh")
 CASES = [
-    *(("float64", 1, mode) for mode in (*SHARED, *ALONE, *SCANNED)),
+    *(
+        pytest.param("float64", 1, mode, marks=pytest.mark.slow)
+        for mode in (*SHARED, *ALONE, *SCANNED)
+    ),
     *(("float32", 1, mode) for mode in (*SHARED, "mesh", "mesh all fsdp")),
     # in float32 two processes are held to one by test_crashes.py
     *(("float64", 2, mode) for mode in SHARED),
@@ -77,15 +80,15 @@ def test_every_mode_ends_with_the_parameters_of_one_device(dtype, num_processes,
     assert results["moved"] > 0.02
 
 
-def test_an_examples_noise_is_the_same_in_every_mode():
-    for num_processes in (1, 2):
-        losses = found("float64", num_processes)["first losses"]
-        for mode in losses:
-            assert losses[mode] == pytest.approx(losses["jit"], rel=1e-12), mode
+@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_an_examples_noise_is_the_same_in_every_mode(num_processes):
+    losses = found("float64", num_processes)["first losses"]
+    for mode in losses:
+        assert losses[mode] == pytest.approx(losses["jit"], rel=1e-12), mode
 
 
 def test_no_mode_adds_an_axis_to_the_state():
-    assert all(found("float64", 1)["shapes"])
+    assert all(found("float32", 1)["shapes"])
 
 
 def test_a_split_state_takes_its_share_of_a_devices_memory():
@@ -108,12 +111,12 @@ def test_several_networks_end_alike_in_every_mode_and_when_resumed(name):
 
 
 def test_a_wrapped_loss_draws_the_noise_of_the_plain_one_on_eight_devices():
-    for name, gap in found("float64", 1)["wrapped"].items():
-        assert gap < 1e-12, name
+    for name, gap in found("float32", 1)["wrapped"].items():
+        assert gap < 1e-6, name
 
 
 def test_what_cannot_be_split_is_refused():
-    refusals = found("float64", 1)["refusals"]
+    refusals = found("float32", 1)["refusals"]
     assert "8 devices" in refusals["rows"]
     assert "8 devices" in refusals["mesh rows"]
     assert "`accumulate` must divide" in refusals["parts"]
