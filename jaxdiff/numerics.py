@@ -109,10 +109,9 @@ def expand_like(t: Array, x: Array) -> Array:
         Shape () or (B, 1, ..., 1).
 
     Raises:
-        TypeError: if `t` holds no real numbers.
         ValueError: if `t` has neither shape.
     """
-    t = as_time(t)
+    t = as_array(t, "t")
     if t.ndim == 0:
         return t
     if t.ndim != 1 or x.ndim == 0 or t.shape[0] != x.shape[0]:

@@ -67,7 +67,7 @@ def convert(
     value, x_t = numerics.as_array(value, "value"), numerics.as_array(x_t, "x_t")
     if value.shape != x_t.shape:
         raise ValueError(f"`value` must have the shape of x_t, {x_t.shape}; got {value.shape}.")
-    t = numerics.expand_like(t, x_t)
+    t = numerics.expand_like(numerics.as_time(t), x_t)
     if source == target:
         return value
     x0, eps = _TO_PAIR[source](process, value, x_t, t)
@@ -85,6 +85,7 @@ def from_pair(process: Process, kind: str, x0: Array, eps: Array, t: Array) -> A
         t: times, shape () or (B,).
 
     Raises:
+        TypeError: if x0 and eps are no arrays, or the times no real numbers.
         ValueError: if `kind` is unknown or the shapes do not fit.
     """
     check_kind("kind", kind)
@@ -92,7 +93,8 @@ def from_pair(process: Process, kind: str, x0: Array, eps: Array, t: Array) -> A
     x0, eps = numerics.as_array(x0, "x0"), numerics.as_array(eps, "eps")
     if eps.shape != x0.shape:
         raise ValueError(f"`eps` must have the shape of x0, {x0.shape}; got {eps.shape}.")
-    return _FROM_PAIR[kind](process, x0, eps, numerics.expand_like(t, x0))
+    t = numerics.expand_like(numerics.as_time(t), x0)
+    return _FROM_PAIR[kind](process, x0, eps, t)
 
 
 def error_ratio(process: Process, target: str, source: str, t: Array) -> Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxdiff import checks, rows
 from jaxdiff.data.scaling import bin_width, dequantize
+from jaxdiff.numerics import expand_like
 from jaxdiff.typing import Array, Batch, Key, LossFn, PyTree
 
 Prepare: TypeAlias = Callable[[PyTree, Key, Batch], Mapping[str, Any]]
@@ -96,5 +97,4 @@ def dequantized_images(num_levels: int, *, flip: bool = False) -> Prepare:
 
 def _flipped(row_keys: Key, images: Array) -> Array:
     mirrored = jax.vmap(jax.random.bernoulli)(row_keys)
-    mirrored = mirrored.reshape(-1, *(1,) * (images.ndim - 1))
-    return jnp.where(mirrored, jnp.flip(images, axis=2), images)
+    return jnp.where(expand_like(mirrored, images), jnp.flip(images, axis=2), images)

@@ -150,7 +150,7 @@ def interval(
         known = numerics.known_value(within, t)
         if known is not None and (known.all() or not known.any()):
             return run(parts[0] if known.all() else parts[1])
-        inside = within(numerics.expand_like(t, x_t))
+        inside = numerics.expand_like(within(t), x_t)
         if inside.ndim == 0:
             return jax.lax.cond(inside, lambda: run(parts[0]), lambda: run(parts[1]))
         return jnp.where(inside, run(parts[0]), run(parts[1]))
