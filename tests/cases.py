@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxdiff import Mixture, processes
 from jaxdiff.processes import Process
@@ -32,6 +33,17 @@ MIXTURE = Mixture(
     np.array([[1.0, 1.0], [-1.0, 0.5]]),
     np.array([[[0.1, 0.0], [0.0, 0.1]], [[0.2, 0.05], [0.05, 0.1]]]),
 )
+
+
+def few(cases, kept):
+    """Keep some cases, values or tuples of them; the others run with test-all."""
+    slow = pytest.mark.slow
+    return [
+        each
+        if each in kept
+        else pytest.param(*(each if isinstance(each, tuple) else (each,)), marks=slow)
+        for each in cases
+    ]
 
 
 def _switch(method):

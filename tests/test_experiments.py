@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import few
 from PIL import Image
 
 from experiments.common import targets
@@ -120,11 +121,6 @@ def test_a_smoke_run_ends_with_everything_measured(tmp_path, capsys):
     assert (tmp_path / "evaluation.json").stat().st_mtime_ns == before
     assert toy2d_main([*command, "--width", "8"]) == 1
     assert "--width: there 16, asked 8" in capsys.readouterr().err
-
-
-def few(names, kept):
-    """Keep some names; the others run with test-all."""
-    return [name if name in kept else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.mark.parametrize("loss", few(toy2d.LossName.__args__, ("denoising", "sliced", "elbo")))

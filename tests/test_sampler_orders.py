@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NO_SIGNAL_AT_END, PROCESSES, chosen
+from cases import NO_SIGNAL_AT_END, PROCESSES, chosen, few
 from jax.scipy.stats import norm
 from sampler_cases import DETERMINISTIC, DIVIDES_BY_ALPHA, KEY, SOME
 
@@ -104,10 +104,7 @@ def test_third_order_is_limited_by_an_infinite_first_step(sampler):
 
 
 @pytest.mark.parametrize("name", ["vp", "flow"])
-@pytest.mark.parametrize(
-    "sampler",
-    [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in ORDERS],
-)
+@pytest.mark.parametrize("sampler", few(ORDERS, SOME))
 def test_encoding_reaches_the_order_up_to_2_that_its_start_allows(sampler, name):
     grids = padded_grids("edm", name)[:, ::-1]  # leads with steps of no length, not t_max
     order = order_of(errors_of(sampler, encodes=True)(chosen(name), grids))

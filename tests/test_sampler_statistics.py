@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import MIXTURE
+from cases import MIXTURE, few
 from sampler_cases import KEY, SAMPLERS, noise, with_options
 
 from jaxdiff import Mixture, denoisers, numerics, processes, sample, samplers, timesteps
@@ -118,10 +118,7 @@ SOME = ("dpm_solver_pp_sde",)
 """Noise in a history, on a grid of few steps; test-all draws of every sampler."""
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in STEPS],
-)
+@pytest.mark.parametrize("name", few(STEPS, SOME))
 def test_samples_have_the_moments_of_the_mixture(name):
     mixture = jax.tree.map(jnp.float32, MIXTURE)
     made = maker(name)(VP, mixture.denoiser(VP))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import MIXTURE, NO_SIGNAL_AT_END, PROCESSES
+from cases import MIXTURE, NO_SIGNAL_AT_END, PROCESSES, few
 from sampler_cases import (
     CASES,
     CORRECTED,
@@ -32,11 +32,8 @@ LONGEST = (("adaptive", "zero_snr"),)
 
 def some(cases, but=LONGEST):
     """Keep one sampler of each way of working, but for some; the others run with test-all."""
-    slow = pytest.mark.slow
-    return [
-        each if each[0] in SOME and each not in but else pytest.param(*each, marks=slow)
-        for each in cases
-    ]
+    cases = list(cases)
+    return few(cases, [each for each in cases if each[0] in SOME and each not in but])
 
 
 some_case = pytest.mark.parametrize(("sampler", "name"), some(CASES), scope="module")

@@ -290,16 +290,15 @@ def judge_apply(apply: Apply) -> None:
         ValueError: if it takes log-SNR or steps for its time and was not told how.
     """
     checks.function("apply", apply, "(params, x_t, t, cond, *, key) -> (B, ...)")
+    others = {
+        "log_snr": ("log-SNR", "nn.on_log_snr(apply, process.log_snr)"),
+        "step": ("steps", "nn.on_steps(apply, process.num_steps)"),
+    }
     time = getattr(apply, "time", "t")
-    if time == "log_snr":
+    if time in others:
+        taken, remedy = others[time]
         raise ValueError(
-            "`apply` is of a network that takes log-SNR in place of t: give "
-            "nn.on_log_snr(apply, process.log_snr)."
-        )
-    if time == "step":
-        raise ValueError(
-            "`apply` is of a network that takes steps in place of t: give "
-            "nn.on_steps(apply, process.num_steps)."
+            f"`apply` is of a network that takes {taken} in place of t: give {remedy}."
         )
 
 

@@ -90,8 +90,19 @@ class Middle(nnx.Module):
         return self.block_01(h if self.attention is None else self.attention(h))
 
 
-class Encoder(nnx.Module):
-    """From images to twice the channels of latents; arguments as of :class:`Autoencoder`."""
+class Way(nnx.Module):
+    """From images to twice the channels of latents, or back; arguments as of :class:`Autoencoder`.
+
+    Args:
+        in_channels: of what comes in.
+        out_channels: of what goes out.
+        widths: channels of the levels, in the order in which they are gone through.
+        num_blocks: of a level.
+        doubling: whether it is the way back: the middle first, then levels of rising resolution.
+        attends: whether there is attention in the middle.
+        norm: options of the normalisations.
+        options: of the layers.
+    """
 
     def __init__(
         self,
@@ -100,49 +111,32 @@ class Encoder(nnx.Module):
         widths: tuple[int, ...],
         *,
         num_blocks: int,
+        doubling: bool,
         attends: bool,
         norm: dict[str, Any],
         **options: Any,
     ) -> None:
+        self.doubling = doubling
         self.conv_in = nnx.Conv(in_channels, widths[0], (3, 3), **options)
+        deepest = widths[0] if doubling else widths[-1]
+
+        def middle() -> Middle:
+            return Middle(deepest, attends=attends, norm=norm, **options)
+
+        if doubling:  # made in the order in which they are gone through
+            self.middle = middle()
         self.levels = Levels(
-            widths[0], widths, num_blocks=num_blocks, doubling=False, norm=norm, **options
+            widths[0], widths, num_blocks=num_blocks, doubling=doubling, norm=norm, **options
         )
-        self.middle = Middle(widths[-1], attends=attends, norm=norm, **options)
+        if not doubling:
+            self.middle = middle()
         self.norm_out = GroupNorm(widths[-1], param_dtype=options["param_dtype"], **norm)
         self.conv_out = nnx.Conv(widths[-1], out_channels, (3, 3), **options)
 
     def __call__(self, x: Array) -> Array:
         """Map (B, H, W, in_channels) to (B, H', W', out_channels)."""
-        h = self.middle(self.levels(self.conv_in(x)))
-        return self.conv_out(jax.nn.silu(self.norm_out(h)))
-
-
-class Decoder(nnx.Module):
-    """From latents to images; arguments as of :class:`Autoencoder`, `widths` from the middle on."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        widths: tuple[int, ...],
-        *,
-        num_blocks: int,
-        attends: bool,
-        norm: dict[str, Any],
-        **options: Any,
-    ) -> None:
-        self.conv_in = nnx.Conv(in_channels, widths[0], (3, 3), **options)
-        self.middle = Middle(widths[0], attends=attends, norm=norm, **options)
-        self.levels = Levels(
-            widths[0], widths, num_blocks=num_blocks, doubling=True, norm=norm, **options
-        )
-        self.norm_out = GroupNorm(widths[-1], param_dtype=options["param_dtype"], **norm)
-        self.conv_out = nnx.Conv(widths[-1], out_channels, (3, 3), **options)
-
-    def __call__(self, z: Array) -> Array:
-        """Map (B, H', W', in_channels) to (B, H, W, out_channels)."""
-        h = self.levels(self.middle(self.conv_in(z)))
+        h = self.conv_in(x)
+        h = self.levels(self.middle(h)) if self.doubling else self.middle(self.levels(h))
         return self.conv_out(jax.nn.silu(self.norm_out(h)))
 
 
@@ -213,9 +207,14 @@ class Autoencoder(nnx.Module):
             **options,
         }
         wide = 2 * latent_channels
-        self.encoder = Encoder(channels, wide, widths, num_blocks=num_blocks, **shared)
-        self.decoder = Decoder(
-            latent_channels, out_channels, widths[::-1], num_blocks=num_blocks + 1, **shared
+        self.encoder = Way(channels, wide, widths, num_blocks=num_blocks, doubling=False, **shared)
+        self.decoder = Way(
+            latent_channels,
+            out_channels,
+            widths[::-1],
+            num_blocks=num_blocks + 1,
+            doubling=True,
+            **shared,
         )
         last, first = mixes
         self.mix_out = Linear(wide, wide, **options) if last else None

@@ -130,7 +130,7 @@ def on_log_snr(apply: Apply, log_snr: Callable[[Array], Array]) -> Apply:
         raise ValueError("`apply` takes steps, not log-SNRs: give nn.on_steps(apply, num_steps).")
     if time != "log_snr":
         raise ValueError("`apply` takes times, not log-SNRs: it went through on_log_snr already.")
-    return _at(log_snr, apply)
+    return seeing(log_snr, apply)
 
 
 def on_steps(apply: Apply, num_steps: int) -> Apply:
@@ -156,10 +156,10 @@ def on_steps(apply: Apply, num_steps: int) -> Apply:
         raise ValueError("`apply` takes log-SNRs, not steps: give nn.on_log_snr(apply, log_snr).")
     if time != "step":
         raise ValueError("`apply` takes times, not steps: it went through on_steps already.")
-    return _at(lambda t: t * num_steps - 1, apply)
+    return seeing(lambda t: t * num_steps - 1, apply)
 
 
-def _at(moment: Callable[[Array], Array], apply: Apply) -> Apply:
+def seeing(moment: Callable[[Array], Array], apply: Apply) -> Apply:
     """Let a network see what `moment` makes of the time."""
 
     def apply_at_time(

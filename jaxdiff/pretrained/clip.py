@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxdiff.nn.text_encoder import ACTIVATIONS, TextEncoder
-from jaxdiff.pretrained import rules
+from jaxdiff.pretrained import configs, rules
 from jaxdiff.pretrained.keys import counted
 from jaxdiff.pretrained.naming import Rule, Table
 
@@ -37,12 +37,7 @@ def make(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> TextEncoder:
         ValueError: if the config is of something else, and as above.
     """
     get = config.get
-    (architecture,) = get("architectures") or ARCHITECTURES[:1]
-    if architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"`architectures` of the config must be one of {', '.join(ARCHITECTURES)}; got "
-            f"{architecture}. Take the text encoder out of a whole model."
-        )
+    architecture = configs.architecture(config, ARCHITECTURES, "text encoder")
     activation = get("hidden_act", "quick_gelu")
     if activation not in ACTIVATIONS:
         raise ValueError(

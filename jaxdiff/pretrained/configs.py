@@ -1,9 +1,36 @@
 """Configs of models: what they may say, and refusals by name of all else."""
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["judged"]
+__all__ = ["architecture", "judged", "num_blocks"]
+
+
+def architecture(config: Mapping[str, Any], known: Sequence[str], part: str) -> str:
+    """Return the class whose config of transformers it is, by default the first that is known.
+
+    Args:
+        config: of a model.
+        known: the classes.
+        part: what a model of another class may have within.
+
+    Raises:
+        ValueError: if it is another.
+    """
+    (name,) = config.get("architectures") or known[:1]
+    if name not in known:
+        raise ValueError(
+            f"`architectures` of the config must be one of {', '.join(known)}; got "
+            f"{name}. Take the {part} out of a whole model."
+        )
+    return str(name)
+
+
+def num_blocks(keys: Iterable[str]) -> int:
+    """Return how many blocks there are in a file that names them ``blocks.0``, ``blocks.1``, ..."""
+    numbers = [re.match(r"blocks\.(\d+)\.", key) for key in keys]
+    return 1 + max(int(match[1]) for match in numbers if match)
 
 
 def judged(

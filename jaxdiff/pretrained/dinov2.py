@@ -12,13 +12,13 @@ interpolated by both at n / 37, with antialiasing.
 
 import functools
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from jaxdiff.nn.vision import VisionTransformer
+from jaxdiff.pretrained import configs
 from jaxdiff.pretrained.keys import counted
 from jaxdiff.pretrained.naming import Rule, Table
 from jaxdiff.pretrained.rules import layer, norm
@@ -47,12 +47,7 @@ def make(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> VisionTransf
         ValueError: if the config is of something else, and as above.
     """
     get = config.get
-    (architecture,) = get("architectures") or ARCHITECTURES[:1]
-    if architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"`architectures` of the config must be one of {', '.join(ARCHITECTURES)}; got "
-            f"{architecture}. Take the backbone out of a whole model."
-        )
+    architecture = configs.architecture(config, ARCHITECTURES, "backbone")
     for name, only in (("hidden_act", "gelu"), ("qkv_bias", True)):
         if get(name, only) != only:
             raise ValueError(f"`{name}` of the config must be {only!r}; got {get(name)!r}.")
@@ -105,14 +100,13 @@ def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             "The file must hold the weights of DINOv2 under the names of its repository; its sizes "
             f"cannot be told from it: {error}."
         ) from error
-    numbers = [re.match(r"blocks\.(\d+)\.", key) for key in shapes]
     return {
         "architectures": [ARCHITECTURES[bool(num_registers)]],
         "image_size": math.isqrt(num_tokens - 1) * patch_size,
         "patch_size": patch_size,
         "num_channels": channels,
         "hidden_size": width,
-        "num_hidden_layers": 1 + max(int(match[1]) for match in numbers if match),
+        "num_hidden_layers": configs.num_blocks(shapes),
         "num_attention_heads": max(width // 64, 1),
         "mlp_ratio": hidden / width,
         "use_swiglu_ffn": gated,

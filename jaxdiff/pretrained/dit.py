@@ -12,7 +12,6 @@ The output has 2 C channels where a variance was learned; those of the variance 
 
 import functools
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -144,8 +143,7 @@ def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             "The file must hold the weights of DiT or SiT under the names of their repositories; "
             f"its sizes cannot be told from it: {error}."
         ) from error
-    numbers = [re.match(r"blocks\.(\d+)\.", key) for key in shapes]
-    depth = 1 + max(int(match[1]) for match in numbers if match)
+    depth = configs.num_blocks(shapes)
     if (depth, width) not in SIZES:
         raise ValueError(
             f"The file has {depth} blocks of width {width}, which is none of the published sizes "

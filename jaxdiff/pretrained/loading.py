@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 
-from jaxdiff import nn, processes
+from jaxdiff import nn
 from jaxdiff.denoisers import Model
+from jaxdiff.nn.functional import seeing
 from jaxdiff.pretrained import (
     autoencoder,
     clip,
@@ -32,7 +32,7 @@ from jaxdiff.pretrained import (
 from jaxdiff.pretrained.errors import WeightsError
 from jaxdiff.pretrained.loaded import Autoencoder, Denoising, TextEncoder, Vision
 from jaxdiff.pretrained.schedulers import Schedule
-from jaxdiff.typing import Apply, Array, Key, PyTree
+from jaxdiff.typing import Array, PyTree
 
 __all__ = ["KINDS", "Loaded", "Place", "load"]
 
@@ -270,7 +270,7 @@ def _unet(found: _Found) -> Denoising:
         )
     like, apply = _taken(found, unet)
     params = found.params(unet.TABLE, like)
-    model = Model(_at_steps(apply, schedule), schedule.process, schedule.prediction)
+    model = Model(seeing(schedule.step, apply), schedule.process, schedule.prediction)
     return Denoising.of(schedule, model, params, found.config)
 
 
@@ -281,7 +281,7 @@ def _dit(found: _Found, module: Any = dit) -> Denoising:
     schedule = _schedule(found, cuts_variance=True) if module is dit else None
     if schedule is None:
         return Denoising(module.model(apply), params, None, None, found.config, null)
-    model = Model(_at_steps(apply, schedule), schedule.process, schedule.prediction)
+    model = Model(seeing(schedule.step, apply), schedule.process, schedule.prediction)
     return Denoising.of(schedule, model, params, found.config, num_classes=null)
 
 
@@ -294,20 +294,6 @@ def _schedule(found: _Found, cuts_variance: bool = False) -> Schedule | None:
             except WeightsError as error:
                 raise WeightsError(f"{path.resolve()}: {error}") from error
     return None
-
-
-def _at_steps(apply: Apply, schedule: Schedule) -> Apply:
-    """Let a network of steps take the times of its process."""
-    if isinstance(schedule.process, processes.Chain):
-        return nn.on_steps(apply, schedule.num_steps)
-
-    def apply_at_time(
-        params: PyTree, x_t: Array, t: Array, cond: PyTree = None, *, key: Key | None = None
-    ) -> Array:
-        return apply(params, x_t, schedule.step(jnp.asarray(t)), cond, key=key)
-
-    apply_at_time.time = "t"  # type: ignore[attr-defined]
-    return apply_at_time
 
 
 _Kind: TypeAlias = Callable[[_Found], Loaded]

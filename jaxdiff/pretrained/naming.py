@@ -38,7 +38,6 @@ __all__ = [
     "fill",
     "judged_dtype",
     "plan",
-    "prefixed",
 ]
 
 _READERS = 2
@@ -246,26 +245,6 @@ def fill(table: Iterable[Rule], tensors: Mapping[str, Any], like: PyTree, dtype:
             made[path] = _placed(waiting.popleft().result(), wanted[path])
     leaves = [made[path] for path in wanted]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def prefixed(prefix: str, table: Iterable[Rule], path: str = "") -> Table:
-    """Return a table for keys that begin with `prefix`, whose parameters lie under `path`.
-
-    Args:
-        prefix: of the source keys, as it is.
-        table: of the model by itself.
-        path: before the path of each parameter, without the last dot.
-    """
-    literal, under = re.escape(prefix), f"{path}." if path else ""
-    escaped = prefix.replace("{", "{{").replace("}", "}}")
-    return tuple(
-        rule._replace(
-            pattern=f"{literal}(?:{rule.pattern})",
-            path=None if rule.path is None else under + rule.path,
-            same_as=None if rule.same_as is None else escaped + rule.same_as,
-        )
-        for rule in table
-    )
 
 
 def _by_path(tree: PyTree) -> dict[str, Any]:
