@@ -50,7 +50,7 @@ from experiments.images.model import (
 )
 from experiments.images.trained import describe as describe
 from experiments.images.trained import restore as restore
-from jaxdiff import data, plotting, training
+from jaxdiff import data, training
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Restored
@@ -230,13 +230,7 @@ def sample(
     """
     command.check_seed(seed)
     options.check_counts(num=num, num_steps=num_steps)
-    path = Path(out)
-    one_file = path.suffix.lower() == ".png"
-    if path.suffix and not one_file:
-        raise Refusal(f"--out must end in .png, or be a folder without an ending; got {out}.")
-    if not out or (not one_file and path.is_file()):
-        got = "a file without it" if out else "an empty name"
-        raise Refusal(f"--out must be a file that ends in .png, or a folder; got {got} {out}.")
+    where = streaming.Out.asked(out)
     guiding.check()
     devices.start()
     directory = command.existing(run_dir)
@@ -260,22 +254,17 @@ def sample(
         x0, _ = generate(params, key, labels[first:last], first=first)
         return pixels(x0, images.num_levels)
 
-    with refusing(OSError, say=f"--out {out} cannot be written: "):
-        if one_file and distributed.is_main():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            plotting.save_sheet(path, draw(0, num))
-        elif not one_file:
-            said = {
-                **identity(restored),
-                **dataclasses.asdict(average),
-                "sampler": sampler,
-                "num_steps": num_steps,
-                "label": asked,
-                "seed": seed,
-                "num": num,
-                "guidance": guided,
-            }
-            streaming.write(path, said, draw, labels, images.shape, progress=not quiet)
+    said = {
+        **identity(restored),
+        **dataclasses.asdict(average),
+        "sampler": sampler,
+        "num_steps": num_steps,
+        "label": asked,
+        "seed": seed,
+        "num": num,
+        "guidance": guided,
+    }
+    where.write(lambda: said, draw, labels, images.shape, progress=not quiet)
 
 
 def identity(restored: Restored) -> dict[str, Any]:

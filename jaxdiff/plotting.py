@@ -25,6 +25,7 @@ __all__ = [
     "save_by_class",
     "save_curve",
     "save_frames",
+    "save_image",
     "save_sheet",
     "save_strip",
     "tile",
@@ -62,6 +63,15 @@ def tile(images: np.ndarray, num_columns: int, *, pad: int = 1, fill: int = 255)
 def magnify(image: np.ndarray, factor: int) -> np.ndarray:
     """Repeat every pixel of (H, W, C) `factor` times both ways."""
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def save_image(path: Path, image: np.ndarray) -> None:
+    """Save one image (H, W, C) as a PNG, pixel by pixel."""
+    with needed_by("jaxdiff.plotting"):
+        from PIL import Image
+
+    with files.whole(path) as file:
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
 
 
 def save_sheet(path: Path, images: np.ndarray, *, num_columns: int = 8) -> None:

@@ -14,7 +14,7 @@ from experiments.common.command import REPORT, Refusal
 from experiments.common.evaluations import EVALUATION, JUDGED, is_judged
 from experiments.common.methods import METHODS
 from experiments.images import judging as digits_likelihood
-from experiments.images.judging import chunks, is_full, mixture_bits, mixture_rows
+from experiments.images.judging import is_full, mixture_bits, mixture_rows
 from experiments.images.model import PRESETS
 from jaxdiff import data, denoisers, likelihood, predictions, processes
 
@@ -84,9 +84,9 @@ def test_a_solver_that_does_not_end_is_one_sentence(capfd):
 
 
 def test_work_is_cut_into_parts_of_one_size():
-    assert [part.tolist() for part in chunks(np.arange(5), 2)] == [[0, 1], [2, 3], [4, 4]]
-    assert [part.tolist() for part in chunks(np.arange(2), 8)] == [[0, 1]]
-    assert chunks(np.arange(0), 8) == []
+    assert [part.tolist() for part in flows.chunks(np.arange(5), 2)] == [[0, 1], [2, 3], [4, 4]]
+    assert [part.tolist() for part in flows.chunks(np.arange(2), 8)] == [[0, 1]]
+    assert flows.chunks(np.arange(0), 8) == []
 
 
 def test_mixtures_of_many_dimensions_are_bounded(monkeypatch):

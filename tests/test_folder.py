@@ -17,6 +17,7 @@ from experiments.common.command import Refusal
 from experiments.images import sample_folders as streaming
 from experiments.images.model import PRESETS, open_images
 from jaxdiff import data
+from jaxdiff.data import decoding
 from jaxdiff.training.export import import_params
 
 MODES = ("RGB", "L", "RGBA", "LA", "P", "1", "I;16", "CMYK")
@@ -135,6 +136,17 @@ def test_images_lie_where_pillow_puts_them_resized_and_cropped(tmp_path):
         left, top = ((side - 8) // 2 for side in whole.size)
         wanted = np.asarray(whole.crop((left, top, left + 8, top + 8))).astype(int)
         np.testing.assert_array_equal(only(tmp_path / str(number)), wanted)
+
+
+def test_an_image_of_two_sizes_is_resized_until_they_fit_in(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8))
+    save(image, tmp_path / "a.png")
+    for (height, width), whole, corner in (((6, 12), (12, 8), (0, 1)), ((10, 5), (16, 10), (5, 0))):
+        resized = image.resize(whole, Image.Resampling.LANCZOS)
+        left, top = corner
+        wanted = np.asarray(resized.crop((left, top, left + width, top + height)))
+        got = decoding.read_image(str(tmp_path / "a.png"), (height, width), grey=False)
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_orientation_transparency_and_depth_are_respected(tmp_path):

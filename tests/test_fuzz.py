@@ -255,6 +255,18 @@ CASES = {
             "num_corrections": 1,
         },
     ),
+    "samplers.sdedit": (
+        lambda process, x0, t_start: sample(
+            KEY, samplers.sdedit(process, samplers.ddim(VP, DENOISE), x0, t_start), X, TS
+        ),
+        {"process": VP, "x0": X, "t_start": float(TS[0])},
+    ),
+    "samplers.inpainting": (
+        lambda process, x0, known, t_start: sample(
+            KEY, samplers.inpainting(process, samplers.ddim(VP, DENOISE), x0, known, t_start), X, TS
+        ),
+        {"process": VP, "x0": X, "known": X > 0, "t_start": float(TS[0])},
+    ),
     "sample": (
         sample,
         {"key": KEY, "sampler": samplers.ddim(VP, DENOISE), "x_T": X, "ts": TS}

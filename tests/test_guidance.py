@@ -142,6 +142,20 @@ def test_the_batched_model_is_the_unbatched_one_in_one_call(scale, rows, t):
     close(batched, classifier_free(*parts, scale)(X_T, t))
 
 
+def test_the_batched_model_gives_its_v_as_the_unbatched_one_does():
+    def network(x_t, t, cond=None):
+        return jnp.tanh(x_t + cond["text"])
+
+    t, null = jnp.asarray(0.4), {"text": np.zeros((4, 2))}
+    cond = {"text": COND["text"]}
+    denoise = denoisers.from_network(network, VP, "eps")
+    parts = [denoisers.conditioned(denoise, each) for each in (cond, null)]
+    batched = classifier_free_batched(denoise, cond, null, 2.5)
+    close(batched.v(X_T, t), classifier_free(*parts, 2.5).v(X_T, t))
+    assert classifier_free_batched(denoise, cond, null, 2.5, rule=guidance.projected()).v is None
+    assert classifier_free_batched(lambda x, t, cond: x, cond, null, 2.5).v is None
+
+
 def test_the_batched_model_gets_the_conditional_rows_first():
     first = []
 

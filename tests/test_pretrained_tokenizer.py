@@ -55,6 +55,14 @@ def test_one_prompt_or_none_has_the_same_form(tmp_path):
         tokenize(["a", 3])
 
 
+def test_what_does_not_fit_is_known_as_it_was_written(tmp_path):
+    tokenize = tokenizer.read(written(tmp_path, **files("sd1")), 5)
+    assert tokenize.cut(["The  cat", "The cat  THE  Cat the"]) == ["", "Cat the"]
+    assert tokenize.cut("the " * 20) == ["the " * 17]
+    tokens = tokenize(["The cat  THE  Cat the", "the cat the"])
+    np.testing.assert_array_equal(tokens[0], tokens[1])
+
+
 def test_what_is_no_tokenizer_is_said(tmp_path):
     with pytest.raises(WeightsError, match=r"it needs tokenizer.json, or vocab.json and merges"):
         tokenizer.read(tmp_path)

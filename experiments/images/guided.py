@@ -5,38 +5,27 @@ interval are parts of its parameters, so one compiled program takes any.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from experiments.common.command import Refusal
+from experiments.common.guiding import RULES, Form, GuidedDenoiser
 from experiments.images.model import Config, Recipe, build_model
 from jaxdiff import Model, data, denoisers, guidance
 from jaxdiff.processes import Process
-from jaxdiff.typing import Array, Denoiser, PyTree
-
-RULES = {
-    "linear": guidance.linear,
-    "rescaled": guidance.rescaled(0.7),
-    "projected": guidance.projected(),
-}
+from jaxdiff.typing import Denoiser, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Guidance:
+class Guidance(Form):
     """How far samples lean towards their class; not at all unless told."""
 
     guidance_scale: float = 1.0
     """Weight of the difference between the model with its label and without; 1 is none."""
-    rule: Literal["linear", "rescaled", "projected"] = "linear"
-    """How the difference acts: as it is, rescaled by 0.7 to the contrast of the model, or only
-    across what the model says."""
-    interval: tuple[float, float] | None = None
-    """LOW HIGH: guide only where LOW <= sigma / alpha <= HIGH."""
     weaker_run: str | None = None
     """Folder of a weaker run on the same data and process, to lean away from in place of the
     model without its label."""
@@ -52,16 +41,7 @@ class Guidance:
         Raises:
             Refusal: naming the option.
         """
-        if not math.isfinite(self.guidance_scale):
-            raise Refusal(f"--guidance-scale must be finite; got {self.guidance_scale}.")
-        if self.interval is None:
-            return
-        low, high = self.interval
-        if not 0.0 <= low <= high:
-            raise Refusal(
-                "--interval must be LOW HIGH with 0 <= LOW <= HIGH, levels sigma / alpha; "
-                f"got {low:g} {high:g}."
-            )
+        self.check_numbers(self.guidance_scale)
 
     def check_label(self, config: Config, images: data.Description) -> None:
         """Refuse guidance by a model without its label where training never dropped one.
@@ -90,13 +70,7 @@ class Guidance:
         Args:
             weaker: what names the weaker run and its step; None where there is none.
         """
-        interval = None if self.interval is None else list(self.interval)
-        return {
-            "scale": self.guidance_scale,
-            "rule": self.rule,
-            "interval": interval,
-            "weaker_run": weaker,
-        }
+        return self.record_of(self.guidance_scale) | {"weaker_run": weaker}
 
 
 class Weaker(NamedTuple):
@@ -179,30 +153,6 @@ def check_weaker(
             )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class GuidedDenoiser:
-    """A guided denoiser of the conditioning of its rows.
-
-    Attributes:
-        of: cond -> the guided denoiser.
-        needs_signal: see `typing.Denoiser`.
-    """
-
-    of: Callable[[PyTree], Denoiser]
-    needs_signal: str | None
-
-    @property
-    def v(self) -> Callable[..., Array] | None:
-        """(x_t, t, cond) -> v, where the guidance is linear."""
-        if getattr(self.of(None), "v", None) is None:
-            return None
-        return lambda x_t, t, cond=None: getattr(self.of(cond), "v")(x_t, t)  # noqa: B009
-
-    def __call__(self, x_t: Array, t: Array, cond: PyTree = None) -> Array:
-        """Return x0_hat (B, ...)."""
-        return self.of(cond)(x_t, t)
-
-
 class GuidedRecipe(NamedTuple):
     """A guided model of images; it is sampled as a `Recipe` is, with the parameters of `share`.
 
@@ -234,14 +184,8 @@ class GuidedRecipe(NamedTuple):
             params: of the model.
             weaker: those of the weaker one.
         """
-        interval = (0.0, 0.0) if self.guiding.interval is None else self.guiding.interval
-        numbers = {"scale": self.guiding.guidance_scale, "low": interval[0], "high": interval[1]}
-        float_type = jnp.zeros(()).dtype.type
-        return {
-            "params": params,
-            "weaker": weaker,
-            **{name: float_type(number) for name, number in numbers.items()},
-        }
+        numbers = self.guiding.numbers(self.guiding.guidance_scale)
+        return {"params": params, "weaker": weaker, **numbers}
 
     def cond(self, labels: Any) -> Any:
         """Return what the network is given for labels (B,): None where it sees none."""
@@ -259,10 +203,9 @@ class GuidedRecipe(NamedTuple):
                 null = jax.tree.map(partial(jnp.full_like, fill_value=label), cond)
             model, other = denoisers.conditioned(towards, cond), denoisers.conditioned(away, null)
             guided = guidance.classifier_free(model, other, shared["scale"], rule=rule)
-            if self.guiding.interval is None:
-                return guided
-            return guidance.interval(self.process, guided, model, shared["low"], shared["high"])
+            return self.guiding.within(self.process, guided, model, shared)
 
         if labels is None:
-            return GuidedDenoiser(of, towards.needs_signal or away.needs_signal)
+            has_v = getattr(of(None), "v", None) is not None
+            return GuidedDenoiser(of, towards.needs_signal or away.needs_signal, has_v)
         return of(self.cond(labels))

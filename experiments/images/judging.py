@@ -15,7 +15,7 @@ from experiments.common import flows
 from experiments.common.options import CountOrNone, Within
 from experiments.images.model import Config, Recipe
 from jaxdiff import data, likelihood, numerics
-from jaxdiff.training import distributed, parallel
+from jaxdiff.training import distributed
 from jaxdiff.typing import Array, Key, PyTree
 
 CHUNK_NUMBERS = 2**17
@@ -211,34 +211,13 @@ def make_bits_of(
         log_prob -= math.log(images.num_classes or 1)
         return likelihood.bits_per_dim(log_prob, num_dims, images.bin_width)
 
-    spread = parallel.map_rows(of_chunk, devices=devices)
     at_once = 16 if exact else max(CHUNK_NUMBERS // num_dims, 1)
+    solve = flows.solve_by_row(of_chunk, at_once, devices=devices)
 
     def bits_of(params: PyTree, key: Key, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        mine = distributed.rows_of(len(x))
-        keys = numerics.row_keys(key, len(x))
-        parts = [np.zeros(0, np.float32)]
-        unsolved: flows.Unsolved | None = None
-        try:
-            for chosen in chunks(mine, at_once):
-                with flows.solving():
-                    found = spread(params, keys[chosen], x[chosen], labels[chosen])
-                parts.append(found)
-        except flows.Unsolved as error:
-            unsolved = error
-        if distributed.any_of(unsolved is not None):
-            raise unsolved or flows.Unsolved("a solver of another process did not end")
-        return distributed.join_rows(np.concatenate(parts)[: len(mine)], len(x))
+        return solve(params, numerics.row_keys(key, len(x)), x, labels)
 
     return bits_of
-
-
-def chunks(indices: np.ndarray, size: int) -> list[np.ndarray]:
-    """Cut indices into parts of one size, so that one program does; the last repeats its last."""
-    if len(indices) <= size:
-        return [indices] * (len(indices) > 0)
-    padded = np.append(indices, np.repeat(indices[-1:], -len(indices) % size))
-    return list(padded.reshape(-1, size))
 
 
 # --- Mixtures -------------------------------------------------------------------------------

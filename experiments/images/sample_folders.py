@@ -1,4 +1,7 @@
-"""Images by the thousand, written file by file, so that a crash costs one file at most."""
+"""What a command draws: one PNG, or images by the thousand in a folder.
+
+A folder is written file by file, so that a crash costs one file at most.
+"""
 
 import json
 import sys
@@ -6,13 +9,13 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.common.command import Refusal
-from jaxdiff import checks, files
+from experiments.common.command import Refusal, refusing
+from jaxdiff import checks, files, plotting
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 
@@ -20,6 +23,68 @@ PER_FILE = 1024
 IMAGES = "arr_0"
 RECORD = "samples.json"
 RANDOM = "random_numbers"
+IN_A_FILE = "per_file"
+
+
+class Out(NamedTuple):
+    """Where a command writes its images.
+
+    Attributes:
+        path: of a PNG or a folder.
+        one_file: whether it is a PNG.
+    """
+
+    path: Path
+    one_file: bool
+
+    @classmethod
+    def asked(cls, out: str) -> "Out":
+        """Return what `--out` asks for.
+
+        Raises:
+            Refusal: if it is neither.
+        """
+        path = Path(out)
+        one_file = path.suffix.lower() == ".png"
+        if path.suffix and not one_file:
+            raise Refusal(f"--out must end in .png, or be a folder without an ending; got {out}.")
+        if not out or (not one_file and path.is_file()):
+            got = "a file without it" if out else "an empty name"
+            raise Refusal(f"--out must be a file that ends in .png, or a folder; got {got} {out}.")
+        return cls(path, one_file)
+
+    def write(
+        self,
+        record: Callable[[], Mapping[str, Any]],
+        draw: Callable[[int, int], np.ndarray],
+        labels: np.ndarray,
+        shape: Sequence[int],
+        *,
+        progress: bool,
+        per_file: int | None = None,
+        save: Callable[[Path, np.ndarray], None] = plotting.save_sheet,
+    ) -> None:
+        """Draw the images and write them; for the arguments see :func:`write`.
+
+        Args:
+            record: makes it, for a folder.
+            draw: likewise.
+            labels: likewise.
+            shape: likewise.
+            progress: likewise.
+            per_file: likewise.
+            save: (path, images) writes the PNG.
+
+        Raises:
+            Refusal: if it cannot be written.
+        """
+        with refusing(OSError, say=f"--out {self.path} cannot be written: "):
+            if not self.one_file:
+                said = record()
+                write(self.path, said, draw, labels, shape, progress=progress, per_file=per_file)
+            elif distributed.is_main():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                save(self.path, draw(0, len(labels)))
 
 
 def write(
@@ -30,8 +95,9 @@ def write(
     shape: Sequence[int],
     *,
     progress: bool,
+    per_file: int | None = None,
 ) -> None:
-    """Fill a folder with images (N, H, W, C), uint8, and `labels` (N,), `PER_FILE` a file.
+    """Fill a folder with images (N, H, W, C), uint8, and `labels` (N,), file by file.
 
     The images are `arr_0` of each file, where other tools look for them. Files that are there are
     left; of several processes each writes its share. The names are the numbers of the first image
@@ -44,11 +110,14 @@ def write(
         labels: of all images.
         shape: of one image, (H, W, C).
         progress: show a progress bar if stderr is a terminal.
+        per_file: images a file, which is recorded; `PER_FILE` unless given.
     """
     from tqdm import tqdm
 
+    if per_file is not None:
+        record = {**record, IN_A_FILE: per_file}
     _claim(directory, record)
-    ranges = _ranges(len(labels))
+    ranges = _ranges(record, len(labels))
     mine = ranges[jax.process_index() :: jax.process_count()]
     missing = [
         (first, last)
@@ -74,8 +143,8 @@ def write(
 
 def read(directory: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return all images and labels that a folder's record names, in their order."""
-    num, images, labels = _read_record(directory / RECORD)["num"], [], []
-    for each in _ranges(num):
+    record, images, labels = _read_record(directory / RECORD), [], []
+    for each in _ranges(record, record["num"]):
         path = directory / _name(*each)
         try:
             found, of_class = _arrays(path)
@@ -88,8 +157,9 @@ def read(directory: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _ranges(num: int) -> list[tuple[int, int]]:
-    return [(first, min(first + PER_FILE, num)) for first in range(0, num, PER_FILE)]
+def _ranges(record: Mapping[str, Any], num: int) -> list[tuple[int, int]]:
+    size = record.get(IN_A_FILE, PER_FILE)
+    return [(first, min(first + size, num)) for first in range(0, num, size)]
 
 
 _DAMAGE = (
@@ -127,7 +197,8 @@ def _is_whole(path: Path, labels: np.ndarray, shape: Sequence[int]) -> bool:
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
-        return {**record, "num": checks.count("num", record["num"])}
+        sizes = {name: checks.count(name, record[name]) for name in (IN_A_FILE,) if name in record}
+        return {**record, **sizes, "num": checks.count("num", record["num"])}
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise Refusal(f"{path} cannot be read ({error}). Take another folder.") from error
 

@@ -2,10 +2,12 @@
 
     python -m experiments.solvers mixture --run-dir runs/solvers
     python -m experiments.solvers digits  --run-dir runs/solvers_digits --trained-run runs/digits
+    python -m experiments.solvers imported --run-dir runs/solvers_sd --weights DIR --prompt "a cat"
 
 On a mixture in one dimension the denoiser is exact and so is the answer: the probability flow
 moves quantiles, x_s = F_s^-1(F_t(x_t)) with F the distribution function of the diffused mixture.
-For a trained run the answer is that of a solver with many steps.
+For a trained run the answer is that of a solver with many steps; for published weights that of
+the adaptive one: see `imported`.
 """
 
 import math
@@ -29,6 +31,8 @@ from experiments.images import data as image_data
 from experiments.images.generator import make_generator
 from experiments.images.model import build_model, open_images, to_record
 from experiments.solvers import report as solvers_report
+from experiments.solvers.imported import imported
+from experiments.solvers.padding import pad
 from jaxdiff import data, metrics, processes, sample, timesteps
 from jaxdiff.processes import Process
 from jaxdiff.samplers import Sampler
@@ -95,11 +99,6 @@ def flow_errors(process: Process, method: Method, sizes: Sequence[int]) -> list[
         return jnp.abs(sample(jax.random.key(0), made, first, ts) - last).max()
 
     return [float(error(pad(ts, sizes))) for ts in grids]
-
-
-def pad(ts: Array, sizes: Sequence[int]) -> Array:
-    """Add steps of no length, which change nothing, so that one program serves all sizes."""
-    return jnp.pad(ts, (0, 1 + max(sizes) - len(ts)), mode="edge")
 
 
 def distances(
@@ -267,7 +266,12 @@ def flat(images: data.Images) -> np.ndarray:
 
 def main(argv: list[str]) -> int:
     """Run the command line."""
-    return command.run("solvers", {"mixture": mixture, "digits": digits_run}, argv)
+    commands: dict[str, Callable[..., None]] = {
+        "mixture": mixture,
+        "digits": digits_run,
+        "imported": imported,
+    }
+    return command.run("solvers", commands, argv)
 
 
 if __name__ == "__main__":

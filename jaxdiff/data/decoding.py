@@ -2,9 +2,9 @@
 
 In this order: the orientation that EXIF says is applied; 16 bits become the upper 8 of them;
 transparency is laid on white; palettes, CMYK and the like become RGB or, where grey is wanted,
-grey; the short side is resized to the asked size by Lanczos' filter, which averages over what it
-makes smaller; the centre is cut out. Of an animation the first picture counts. Colour profiles are
-not applied.
+grey; it is resized, for a square by the short side, until the asked size just fits in, by Lanczos'
+filter, which averages over what it makes smaller; the centre is cut out. Of an animation the first
+picture counts. Colour profiles are not applied.
 """
 
 import contextlib
@@ -44,16 +44,16 @@ def is_grey(path: str) -> bool:
         return image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
 
 
-def read_image(path: str, image_size: int, *, grey: bool) -> np.ndarray:
+def read_image(path: str, image_size: int | tuple[int, int], *, grey: bool) -> np.ndarray:
     """Read a file as the module's docstring says.
 
     Args:
         path: of the file.
-        image_size: S, the side of the result.
+        image_size: (H, W) of the result, or S for both.
         grey: whether one channel is wanted, not three.
 
     Returns:
-        uint8 levels (S, S, C), C being 1 or 3.
+        uint8 levels (H, W, C), C being 1 or 3.
 
     Raises:
         UnreadableError: if it is no such image, or damaged, naming it.
@@ -61,11 +61,12 @@ def read_image(path: str, image_size: int, *, grey: bool) -> np.ndarray:
     image_module = pillow()
     from PIL import ImageOps
 
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     with _naming(path), image_module.open(path, formats=FORMATS) as image:
         ImageOps.exif_transpose(image, in_place=True)
         plain = _plain(image_module, image, "L" if grey else "RGB")
-        levels = np.asarray(_square(image_module, plain, image_size))
-        return levels.reshape(image_size, image_size, 1 if grey else 3)
+        levels = np.asarray(_of_size(image_module, plain, *size))
+        return levels.reshape(*size, 1 if grey else 3)
 
 
 def _plain(image_module: Any, image: Any, mode: str) -> Any:
@@ -79,13 +80,14 @@ def _plain(image_module: Any, image: Any, mode: str) -> Any:
     return image.convert(mode)
 
 
-def _square(image_module: Any, image: Any, image_size: int) -> Any:
-    """Resize by the short side and cut out the centre."""
-    short = min(image.size)
-    width, height = (round(side * image_size / short) for side in image.size)
-    left, top = (width - image_size) // 2, (height - image_size) // 2
-    resized = image.resize((width, height), image_module.Resampling.LANCZOS)
-    return resized.crop((left, top, left + image_size, top + image_size))
+def _of_size(image_module: Any, image: Any, height: int, width: int) -> Any:
+    """Resize until a size fits in, and cut out the centre."""
+    by_height = height * image.width >= width * image.height
+    asked, side = (height, image.height) if by_height else (width, image.width)
+    resized_to = tuple(round(each * asked / side) for each in image.size)
+    left, top = (resized_to[0] - width) // 2, (resized_to[1] - height) // 2
+    resized = image.resize(resized_to, image_module.Resampling.LANCZOS)
+    return resized.crop((left, top, left + width, top + height))
 
 
 @contextlib.contextmanager

@@ -83,6 +83,7 @@ def load_folder(path: str | os.PathLike[str], image_size: int, *, split: str = "
         location=folder,
         class_names=class_names,
         contents=_digest(folder, chosen),
+        paths=tuple(file.name for file in chosen),
     )
 
 

@@ -33,6 +33,7 @@ class Images:
         location: the folder that it is read from.
         class_names: K names of the classes, where they are known.
         contents: a digest of what a folder holds, by which another content is told; or None.
+        paths: of the files of a folder within it, N; or None.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Images:
     location: str = "memory"
     class_names: tuple[str, ...] | None = None
     contents: str | None = None
+    paths: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
 
     @classmethod
     def from_arrays(

@@ -11,6 +11,11 @@ from jaxdiff.devices.placement import AXIS
 from jaxdiff.typing import PyTree
 
 
+def shared_place(devices: Sequence[jax.Device]) -> NamedSharding:
+    """Return where what rows share lies: whole on every device. What lies there is not moved."""
+    return NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec())
+
+
 def map_rows(
     fn: Callable[..., PyTree], *, devices: Sequence[jax.Device] | None = None
 ) -> Callable[..., PyTree]:
@@ -29,7 +34,8 @@ def map_rows(
         the same arrays.
     """
     devices = jax.local_devices() if devices is None else devices
-    grid, rows = Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(AXIS)
+    whole, rows = shared_place(devices), PartitionSpec(AXIS)
+    grid = whole.mesh
 
     def local(shared: PyTree, args: tuple[PyTree, ...]) -> PyTree:
         return fn(shared, *args)
@@ -40,7 +46,6 @@ def map_rows(
             local, mesh=grid, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
         )
     compiled = jax.jit(mapped)
-    whole = NamedSharding(grid, PartitionSpec())
     by_row = NamedSharding(grid, rows)
     last: list[Any] = [None, None]  # what was shared in the last call, and its place
 

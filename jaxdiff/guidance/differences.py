@@ -7,15 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff import checks, numerics
-from jaxdiff.guidance.made import (
-    Evaluate,
-    Guided,
-    check_scale,
-    divide,
-    expand,
-    in_dtype,
-    x0_hat_of,
-)
+from jaxdiff.denoisers.networks import ConditionedDenoiser
+from jaxdiff.guidance.made import Evaluate, Guided, check_scale, divide, expand, in_dtype
 from jaxdiff.guidance.rules import Rule, linear
 from jaxdiff.processes import Process
 from jaxdiff.typing import Array, Denoiser, PyTree
@@ -78,7 +71,8 @@ def classifier_free_batched(
     """Make :func:`classifier_free` of one conditional denoiser, called once with 2 B rows.
 
     Args:
-        denoise_cond: (x_t, t, cond) -> x0_hat; the B rows with `cond` come first.
+        denoise_cond: (x_t, t, cond) -> x0_hat; the B rows with `cond` come first. With the linear
+            rule its `v`, if it has one, makes that of the result.
         cond: pytree of (B, ...).
         null: what stands for no condition; the same structure, leaves broadcast to `cond`'s.
         scale: as in :func:`classifier_free`, as is `rule`; known to be 1 or 0, it leaves B rows.
@@ -107,11 +101,11 @@ def classifier_free_batched(
         num, given = len(parts), jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         times = t if jnp.ndim(t) == 0 else jnp.concatenate([t] * num)
         rows = jnp.concatenate([x_t] * num)
-        batched = checks.Judged("denoise_cond", lambda x, t: denoise_cond(x, t, given))
-        both = x0_hat_of(batched, rows, times)
-        return _combine(rule, jnp.split(both, num), scale, x_t)
+        batched = checks.Judged("denoise_cond", ConditionedDenoiser(denoise_cond, given))
+        return _combine(rule, jnp.split(evaluate(batched, rows, times), num), scale, x_t)
 
-    return Guided(combine, (checks.Judged("denoise_cond", denoise_cond),))
+    judged = checks.Judged("denoise_cond", denoise_cond)
+    return Guided(combine, (judged,), linear=rule is linear or len(parts) == 1)
 
 
 def interval(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from jaxdiff.denoisers import Model
 from jaxdiff.pretrained.schedulers import Schedule
-from jaxdiff.pretrained.tokenizer import Tokenize
+from jaxdiff.pretrained.tokenizer import Tokenizer
 from jaxdiff.typing import Array, PyTree
 
 __all__ = ["Autoencoder", "Denoising", "TextEncoder", "Vision"]
@@ -33,13 +33,13 @@ class TextEncoder(NamedTuple):
 
     Attributes:
         params: its parameters.
-        tokenize: prompts -> int32 (B, L).
+        tokenize: prompts -> int32 (B, L); its `cut` says what is left out of those too long.
         encode: (params, tokens (B, L)) -> (B, L, D).
         config: of its file.
     """
 
     params: PyTree
-    tokenize: Tokenize
+    tokenize: Tokenizer
     encode: Callable[[PyTree, Array], Array]
     config: Mapping[str, Any]
 

@@ -5,9 +5,10 @@ transformers makes it. Every prompt becomes L tokens: the one that starts it, it
 ends it, and then the one that fills up; longer ones are cut.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +16,7 @@ from jaxdiff import extras
 from jaxdiff.pretrained.errors import WeightsError
 from jaxdiff.pretrained.files import read_json
 
-__all__ = ["Tokenize", "missing", "read"]
-
-Tokenize: TypeAlias = Callable[[Sequence[str]], np.ndarray]
-"""Prompts to their tokens, int32 (B, L)."""
+__all__ = ["Tokenizer", "missing", "read"]
 
 _WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
@@ -33,15 +31,69 @@ _SPECIAL = {
 }
 
 
-def read(folder: Path, length: int | None = None) -> Tokenize:
-    """Read the tokenizer of a folder; what it gives refuses prompts that are no text (TypeError).
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A function of one prompt or several, which gives their tokens, int32 (B, L).
+
+    Attributes:
+        length: L.
+        folder: where its files are.
+        made: that of the library, which cuts and fills up; None where there are no files, and it
+            refuses to make tokens.
+    """
+
+    length: int
+    folder: Path
+    made: Any = dataclasses.field(repr=False)
+
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        """Return the tokens of prompts, int32 (B, L).
+
+        Raises:
+            TypeError: if a prompt is no text.
+            WeightsError: if there are no files.
+        """
+        found = [encoding.ids for encoding in self._encoded(prompts)]
+        return np.asarray(found, np.int32).reshape(len(found), self.length)
+
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """Return what is left out of each prompt, since it has more than L tokens.
+
+        Raises:
+            TypeError: if a prompt is no text.
+            WeightsError: if there are no files.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        left = []
+        for prompt, encoding in zip(prompts, self._encoded(prompts), strict=True):
+            beyond = [
+                start
+                for part in encoding.overflowing
+                for (start, _), own in zip(part.offsets, part.special_tokens_mask, strict=True)
+                if not own
+            ]
+            left.append(prompt[min(beyond) :] if beyond else "")
+        return left
+
+    def _encoded(self, prompts: Sequence[str]) -> list[Any]:
+        if self.made is None:
+            raise WeightsError(
+                f"{self.folder} has no tokenizer: put tokenizer.json, or vocab.json and "
+                "merges.txt, there. Or give tokens to `encode`."
+            )
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise TypeError(f"`prompts` must be texts; got {prompt!r}.")
+        return self.made.encode_batch(prompts)
+
+
+def read(folder: Path, length: int | None = None) -> Tokenizer:
+    """Read the tokenizer of a folder.
 
     Args:
         folder: that has its files.
         length: L; by default what its config says, or 77.
-
-    Returns:
-        A function of one prompt or several, which gives int32 (B, L).
 
     Raises:
         WeightsError: if its files are missing or damaged.
@@ -79,32 +131,12 @@ def read(folder: Path, length: int | None = None) -> Tokenize:
     made.enable_truncation(length)
     made.enable_padding(length=length, pad_id=number, pad_token=filling)
 
-    def tokenize(prompts: Sequence[str]) -> np.ndarray:
-        """Return the tokens of prompts, int32 (B, L).
-
-        Raises:
-            TypeError: if a prompt is no text.
-        """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        for prompt in prompts:
-            if not isinstance(prompt, str):
-                raise TypeError(f"`prompts` must be texts; got {prompt!r}.")
-        found = [encoding.ids for encoding in made.encode_batch(prompts)]
-        return np.asarray(found, np.int32).reshape(len(prompts), length)
-
-    return tokenize
+    return Tokenizer(length, folder, made)
 
 
-def missing(folder: Path) -> Tokenize:
+def missing(folder: Path) -> Tokenizer:
     """Return what refuses to make tokens, with a WeightsError: there is no tokenizer there."""
-
-    def tokenize(prompts: Sequence[str]) -> np.ndarray:
-        raise WeightsError(
-            f"{folder} has no tokenizer: put tokenizer.json, or vocab.json and merges.txt, there. "
-            "Or give tokens to `encode`."
-        )
-
-    return tokenize
+    return Tokenizer(0, folder, None)
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from jaxdiff.samplers.ancestral import ancestral
 from jaxdiff.samplers.ddim import ddim
 from jaxdiff.samplers.deis import deis
 from jaxdiff.samplers.dpm import dpm_solver_pp, dpm_solver_pp_sde
+from jaxdiff.samplers.editing import inpainting, sdedit
 from jaxdiff.samplers.edm import edm
 from jaxdiff.samplers.euler import euler, euler_maruyama, heun
 from jaxdiff.samplers.langevin import langevin, predictor_corrector
@@ -25,8 +26,10 @@ __all__ = [
     "euler",
     "euler_maruyama",
     "heun",
+    "inpainting",
     "langevin",
     "predictor_corrector",
     "sample",
+    "sdedit",
     "unipc",
 ]

@@ -1,0 +1,1 @@
+"""Published weights on command lines: opened, conditioned, guided, and made to sample and edit."""
