@@ -271,6 +271,17 @@ def batch(name: str, value: Any) -> Array:
     return array
 
 
+def finite(name: str, value: Any) -> None:
+    """Refuse NaN and infinity where they are known: for what a solver would never end with.
+
+    Raises:
+        ValueError: if a known number is not finite.
+    """
+    known = numerics.concrete(value)
+    if known is not None and not (good := np.isfinite(known)).all():
+        raise ValueError(f"`{name}` must be finite; {known.size - good.sum()} numbers are not.")
+
+
 def conditioning(cond: Any, num_rows: int) -> None:
     """Refuse conditioning whose leaves have not a row for each row of the data.
 

@@ -89,9 +89,10 @@ def log_prob(
     Raises:
         TypeError: if `x` holds integers, `process` is no process, `denoise` no function, `key` no
             typed key, or an option no number of its kind.
-        ValueError: if `x` has no rows or `cond` others, `num_probes` is less than 1 or lacks a
-            key, a tolerance is not positive, `t_min` is out of range, alpha(t_max) is 0 and the
-            denoiser's network holds no x0 there, or the denoiser changes the shape.
+        ValueError: if `x` has no rows or holds NaN or infinity, `cond` has other rows,
+            `num_probes` is less than 1 or lacks a key, a tolerance is not positive, `t_min` is out
+            of range, alpha(t_max) is 0 and the denoiser's network holds no x0 there, or the
+            denoiser changes the shape.
         RuntimeError: if `max_steps` do not do for a row; under `jit`, when it runs.
 
     Source: Song et al. 2021 (arXiv:2011.13456), section 4.3 and appendix D.2.
@@ -102,6 +103,7 @@ def log_prob(
     form = checks.DENOISER if cond is None else checks.CONDITIONAL_DENOISER
     judged = checks.judged("denoise", denoise, form, takes=2 if cond is None else 3)
     x = checks.batch("x", x)
+    checks.finite("x", x)
     checks.conditioning(cond, x.shape[0])
     rtol, atol, max_steps = probability_flow.check_tolerances(rtol, atol, max_steps)
     if judged.needs_signal is not None:
