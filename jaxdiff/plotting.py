@@ -8,6 +8,7 @@ or `MPLBACKEND` has chosen is neither needed nor changed. Files are written whol
 """
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,10 @@ def _import_matplotlib() -> None:
             import matplotlib  # noqa: F401
         except ValueError:
             # MPLBACKEND names a backend that is not there: what a shell started from a notebook
-            # hands on. Matplotlib itself cannot be imported then, Agg or not.
+            # hands on. Matplotlib itself cannot be imported then, Agg or not, and what of it was
+            # imported is of no use to a second try.
+            for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
+                del sys.modules[name]
             chosen = os.environ.pop("MPLBACKEND", None)
             try:
                 import matplotlib  # noqa: F401

@@ -41,8 +41,9 @@ def test_the_backend_that_was_chosen_stays(tmp_path):
     assert drawing(tmp_path, "svg", after) == "svg"
 
 
-def test_a_backend_that_is_not_there_is_not_needed(tmp_path):
-    chosen = "module://no_such_module.backend_inline"  # matplotlib_inline's, outside its notebook
+@pytest.mark.parametrize("module", ["matplotlib_inline", "no_such_module"])
+def test_a_backend_that_is_not_there_is_not_needed(tmp_path, module):
+    chosen = f"module://{module}.backend_inline"  # a notebook's, where nothing of it is installed
     assert drawing(tmp_path, chosen, "import os; print(os.environ['MPLBACKEND'])") == chosen
 
 
