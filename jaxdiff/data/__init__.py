@@ -4,6 +4,7 @@
     for batch in batches(images, 128, seed=0, start_step=step):
         ...                                     # {"image": uint8, "label": int32}
     loss_fn = prepared(losses.denoising(...), dequantized_images(images.num_levels))
+    tokenized(scenes.Scenes(40_000), tokenizer)          # {"image", "text"}: with captions
 
 Whatever has a length and gives its rows by index is `Records`, and all are read by one pipeline;
 `prepared` turns what was read into the {"x0", "cond"} of a loss, inside the compiled update.
@@ -12,7 +13,8 @@ Importing this package needs JAX and NumPy only; `load_images` imports tensorflo
 `load_folder` Pillow and `batches` grain when called. TensorFlow is never imported.
 """
 
-from jaxdiff.data import stored
+from jaxdiff.data import scenes, stored
+from jaxdiff.data.captions import Captioned, Tokenized, tokenized
 from jaxdiff.data.description import Description
 from jaxdiff.data.errors import NotPreparedError, UnreadableError
 from jaxdiff.data.folder import load_folder
@@ -25,11 +27,13 @@ from jaxdiff.data.source import default_data_dir, load_images
 
 __all__ = [
     "Arrays",
+    "Captioned",
     "Description",
     "Images",
     "NotPreparedError",
     "Prepare",
     "Records",
+    "Tokenized",
     "UnreadableError",
     "batch_indices",
     "batches",
@@ -42,6 +46,8 @@ __all__ = [
     "load_folder",
     "load_images",
     "prepared",
+    "scenes",
     "stored",
     "to_levels",
+    "tokenized",
 ]

@@ -2,6 +2,7 @@
 
     photos/cat/1.jpg  photos/cat/more/2.png  photos/dog/3.webp       labels 0 and 1: cat, dog
     photos/1.jpg  photos/2.png                                       no labels
+    photos/1.jpg  photos/more/2.png  photos/metadata.jsonl           captions, no labels
 
 Sub-folders are classes, in the order of their names; what lies deeper belongs to its class. Every
 file is an image, but for hidden ones and those that file managers leave. How an image becomes
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from jaxdiff import checks
-from jaxdiff.data import decoding
+from jaxdiff.data import decoding, metadata
 from jaxdiff.data.errors import NotPreparedError, UnreadableError
 from jaxdiff.data.images import Images
 
@@ -45,7 +46,8 @@ def load_folder(path: str | os.PathLike[str], image_size: int, *, split: str = "
 
     Returns:
         Images of shape (S, S, 1 or 3) and 256 levels, in the order of their paths, with the
-        sub-folders as classes, if there are any.
+        sub-folders as classes, if there are any; or with captions, where there is a
+        `metadata.jsonl`.
 
     Raises:
         ImportError: if Pillow is not installed.
@@ -53,7 +55,8 @@ def load_folder(path: str | os.PathLike[str], image_size: int, *, split: str = "
         TypeError: if `path` is no path or `image_size` no whole number.
         ValueError: if `image_size` or `split` cannot be, or the folder, a class or the split has
             no image, or images lie beside classes. An UnreadableError, which is one, names a file
-            that is no image; damage beyond its head shows when it is read.
+            that is no image, or a line of the metadata that is wrong; damage beyond a file's head
+            shows when it is read.
     """
     image_size = checks.count("image_size", image_size)
     checks.choice("split", split, SPLITS)
@@ -61,7 +64,8 @@ def load_folder(path: str | os.PathLike[str], image_size: int, *, split: str = "
     folder = os.path.abspath(os.path.expanduser(os.fspath(path)))
     if not os.path.isdir(folder):
         raise NotPreparedError(f"`path` must be a folder of images; there is no folder {folder}.")
-    found, class_names = _listed(folder)
+    texts = metadata.read(folder)
+    found, class_names = _listed(folder) if texts is None else _named(folder, texts)
     grey = all(_in_threads(decoding.is_grey, [os.path.join(folder, f.name) for f in found]))
     held_out = _held_out(found)
     chosen = [file for file in found if split == "all" or (file in held_out) == (split == "test")]
@@ -82,8 +86,9 @@ def load_folder(path: str | os.PathLike[str], image_size: int, *, split: str = "
         source=_Files(paths, labels, image_size, grey),
         location=folder,
         class_names=class_names,
-        contents=_digest(folder, chosen),
+        contents=_digest(folder, chosen, texts),
         paths=tuple(file.name for file in chosen),
+        texts=None if texts is None else tuple(texts[file.name] for file in chosen),
     )
 
 
@@ -146,6 +151,18 @@ def _listed(folder: str) -> tuple[list[_File], tuple[str, ...] | None]:
     return sorted(found), tuple(folders)
 
 
+def _named(folder: str, texts: dict[str, str]) -> tuple[list[_File], None]:
+    """Return the files that the metadata name, in the order of their names; they have no classes.
+
+    Raises:
+        ValueError: if the folder holds others.
+    """
+    files, folders = _entries(folder)
+    deeper = (file for name in folders for file in _below(folder, name, ()))
+    metadata.check_all_named(folder, texts, [*files, *deeper])
+    return [_File(name, 0) for name in sorted(texts)], None
+
+
 def _entries(folder: str) -> tuple[list[str], list[str]]:
     """Return the names of files and of folders that count, sorted."""
     names: tuple[list[str], list[str]] = ([], [])
@@ -182,12 +199,14 @@ def _held_out(found: list[_File]) -> set[_File]:
     return held_out
 
 
-def _digest(folder: str, files: list[_File]) -> str:
-    """Return 16 hexadecimal digits that change with a path or a file's size."""
+def _digest(folder: str, files: list[_File], texts: dict[str, str] | None) -> str:
+    """Return 16 hexadecimal digits that change with a path, a file's size or a caption."""
     digest = hashlib.sha256()
     for file in files:
         size = os.path.getsize(os.path.join(folder, file.name))
         digest.update(os.fsencode(file.name) + f"\0{size}\n".encode())
+        if texts is not None:
+            digest.update(texts[file.name].encode() + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.data import captions
 from jaxdiff.data.description import Description
 from jaxdiff.data.errors import UnreadableError
 from jaxdiff.data.scaling import bin_width
@@ -34,6 +35,7 @@ class Images:
         class_names: K names of the classes, where they are known.
         contents: a digest of what a folder holds, by which another content is told; or None.
         paths: of the files of a folder within it, N; or None.
+        texts: N captions, or None.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Images:
     class_names: tuple[str, ...] | None = None
     contents: str | None = None
     paths: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
+    texts: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
 
     @classmethod
     def from_arrays(
@@ -176,6 +179,12 @@ class Images:
         """
         levels, labels = self._at(indices) if self.in_memory else self._read(indices)
         return {"image": levels} if labels is None else {"image": levels, "label": labels}
+
+    def captions(self, indices: np.ndarray) -> list[str]:
+        """Return the captions of examples `indices` (B,); ValueError if they have none."""
+        if self.texts is None:
+            raise captions.lacking(self.title)
+        return [self.texts[i] for i in indices]
 
     def _at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         levels, labels = self.arrays
