@@ -35,6 +35,14 @@ MIXTURE = Mixture(
 )
 
 
+def drawn(seed, num):
+    """Draw `num` points of MIXTURE by numpy, which has nothing to compile."""
+    rng = np.random.default_rng(seed)
+    weights, means, covariances = (np.asarray(leaf) for leaf in jax.tree.leaves(MIXTURE))
+    component, roots = rng.choice(2, num, p=weights), np.linalg.cholesky(covariances)
+    return means[component] + np.einsum("nij,nj->ni", roots[component], rng.normal(size=(num, 2)))
+
+
 def few(cases, kept):
     """Keep some cases, values or tuples of them; the others run with test-all."""
     slow = pytest.mark.slow

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -42,10 +41,11 @@ def prepare(name, **options):
     module, shape = outline(name, **options)
     shapes, apply = nn.functional(module)
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype), shapes)
-    x = jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32)
-    t = jnp.linspace(-5.0, 5.0, 4, dtype=jnp.float32)
-    return params, quick_jit(apply), x, t, jnp.arange(4)
+    params = jax.tree.map(lambda a: (0.3 * rng.normal(size=a.shape)).astype(a.dtype), shapes)
+    x = rng.normal(size=(4, *shape)).astype(np.float32)
+    t = np.linspace(-5.0, 5.0, 4, dtype=np.float32)
+    params, x, t, labels = jax.device_put((params, x, t, np.arange(4)))  # compiles nothing
+    return params, quick_jit(apply), x, t, labels
 
 
 def check(name, x, t, cond=None, **options):

@@ -1,16 +1,16 @@
 """Variational bounds, of losses and of likelihoods, against closed forms."""
 
 import functools
+import itertools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import MIXTURE, NO_SIGNAL_AT_END, PROCESSES, chosen
+from cases import MIXTURE, NO_SIGNAL_AT_END, PROCESSES, chosen, drawn
 
 from jaxdiff import (
-    Mixture,
     denoisers,
     likelihood,
     losses,
@@ -36,23 +36,27 @@ def _bound(process, ts, x0):
     return likelihood.elbo(jax.random.key(0), process, MIXTURE.denoiser(process), x0, ts)
 
 
-def grid(name, kind, num_steps):
-    process = PROCESSES[name]
-    t_end = process.time_of_log_snr(jnp.asarray(min(7.0, process.log_snr(0.0) - 0.5)))
-    return GRIDS[kind](process, num_steps, t_end)
+@functools.partial(jax.jit, static_argnums=1)
+def _grids(process, num_steps):
+    t_end = process.time_of_log_snr(jnp.minimum(7.0, process.log_snr(0.0) - 0.5))
+    return {kind: make(process, num_steps, t_end) for kind, make in GRIDS.items()}
+
+
+def grid(name, kind, num_steps=64):
+    return _grids(chosen(name), num_steps)[kind]
 
 
 @functools.cache
 def data(num=2000):
-    x0 = jax.jit(MIXTURE.sample, static_argnums=1)(jax.random.key(1), num)
-    return x0, np.asarray(MIXTURE.log_prob(x0))
+    x0 = drawn(1, num)
+    return x0, np.asarray(jax.jit(MIXTURE.log_prob)(x0))
 
 
 @pytest.mark.parametrize("kind", GRIDS)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_exact_denoisers_bound_is_above_the_closed_form(name, kind):
     x0, log_prob = data()
-    total = _bound(chosen(name), grid(name, kind, 64), x0).total
+    total = _bound(chosen(name), grid(name, kind), x0).total
     gap, stderr = mean_and_stderr(total + log_prob)
     print(f"gap {gap:.4f} +- {stderr:.4f} nats")
     assert gap > 4 * stderr  # 64 steps: an honest loss, not a rounding
@@ -74,31 +78,32 @@ def test_finer_grids_close_the_gap():
 def test_weights_of_chains_are_unbiased_for_the_density():
     # One standard normal: with the reverse chain's variance the model's own density is Gaussian,
     # p(x_s | x_t) being linear, so that the mean of the weights has a closed form.
-    process, ts = VP, timesteps.log_snr(VP, 8, VP.time_of_log_snr(jnp.asarray(3.0)))
-    unit = Mixture(jnp.ones(1), jnp.zeros((1, 1)), jnp.ones((1, 1, 1)))
-    variance = process.variance(ts[0])
-    for t, s in zip(ts[:-1], ts[1:], strict=True):
-        scale = process.alpha(t) / process.alpha(s)
-        added = process.variance(t) - scale**2 * process.variance(s)
-        keep = scale * process.variance(s) / process.variance(t)
-        pull = process.alpha(s) * added / process.variance(t)
-        # x0_hat = alpha x_t / (alpha^2 + sigma^2), and alpha^2 + sigma^2 = 1
-        variance = (keep + pull * process.alpha(t)) ** 2 * variance
-        variance += process.variance(s) * added / process.variance(t)
-    end = ts[-1]
-    variance = (variance + process.variance(end)) / process.alpha(end) ** 2
-    x0 = jnp.array([[0.0], [1.0], [-2.0]])
-    exact = -0.5 * x0[:, 0] ** 2 / variance - 0.5 * jnp.log(2 * jnp.pi * variance)
+    x0 = np.array([[0.0], [1.0], [-2.0]])
+
+    def denoise(x_t, t):  # x0_hat = alpha x_t / (alpha^2 + sigma^2), and alpha^2 + sigma^2 = 1
+        return VP.alpha(t) * x_t
 
     @jax.jit
-    def weights(keys):
+    def weights(key):
+        ts = timesteps.log_snr(VP, 8, VP.time_of_log_snr(jnp.asarray(3.0)))
+
         def run(key):
-            return likelihood.elbo(key, process, unit.denoiser(process), x0, ts).log_weight
+            return likelihood.elbo(key, VP, denoise, x0, ts).log_weight
 
-        return jax.vmap(run)(keys)
+        return VP.alpha(ts), VP.variance(ts), jax.vmap(run)(jax.random.split(key, 20_000))
 
-    log_weights = jax.device_get(weights(jax.random.split(jax.random.key(2), 20_000)))
-    ratio = np.exp(log_weights - np.asarray(exact))
+    alphas, variances, log_weights = jax.device_get(weights(jax.random.key(2)))
+    variance = variances[0]
+    for t, s in itertools.pairwise(range(len(alphas))):
+        scale = alphas[t] / alphas[s]
+        added = variances[t] - scale**2 * variances[s]
+        keep = scale * variances[s] / variances[t]
+        pull = alphas[s] * added / variances[t]
+        variance = (keep + pull * alphas[t]) ** 2 * variance
+        variance += variances[s] * added / variances[t]
+    variance = (variance + variances[-1]) / alphas[-1] ** 2
+    exact = -0.5 * x0[:, 0] ** 2 / variance - 0.5 * np.log(2 * np.pi * variance)
+    ratio = np.exp(log_weights - exact)
     stderr = ratio.std(0) / math.sqrt(len(ratio))
     print(f"mean weights over the density {ratio.mean(0)} +- {stderr}")
     assert np.all(np.abs(ratio.mean(0) - 1.0) < 4 * stderr)
@@ -111,17 +116,22 @@ def test_weights_of_chains_are_unbiased_for_the_density():
 
 def test_the_mean_log_weight_is_minus_the_bound():
     x0, _ = data()
-    found = _bound(chosen("cosine"), grid("cosine", "uniform", 32), x0)
+    found = _bound(chosen("cosine"), grid("cosine", "uniform"), x0)
     gap, stderr = mean_and_stderr(found.total + found.log_weight)
     assert abs(gap) < 4 * stderr
     assert float(np.abs(found.prior).max()) == 0.0  # alpha(t_max) = 0
 
 
+@jax.jit
+def _prior(process, x0):
+    end = process.t_max
+    return variational.prior_divergence(process, x0), process.alpha(end), process.sigma(end)
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_prior_term_is_the_divergence_of_two_gaussians(name):
-    process, (x0, _) = PROCESSES[name], data()
-    prior = variational.prior_divergence(process, x0)
-    alpha, sigma = process.alpha(process.t_max), process.sigma(process.t_max)
+    x0, _ = data()
+    prior, alpha, sigma = jax.device_get(_prior(chosen(name), x0))
     np.testing.assert_allclose(prior, 0.5 * (alpha * x0 / sigma) ** 2 @ np.ones(2), rtol=1e-12)
     assert (float(prior.max()) == 0.0) == (name in NO_SIGNAL_AT_END)
 
@@ -138,7 +148,7 @@ def exact_network(process, kind):
 @pytest.mark.parametrize(("name", "kind"), [("vp", "eps"), ("flow", "v"), ("cosine", "velocity")])
 def test_the_loss_estimates_the_whole_bound(name, kind):
     process, (x0, log_prob) = PROCESSES[name], data()
-    ts = grid(name, "uniform", 64)
+    ts = grid(name, "uniform")
     apply = exact_network(process, kind)
     steps = losses.elbo(apply, process, prediction=kind, ts=ts)
     infinite = losses.elbo(apply, process, prediction=kind, t_min=ts[-1])
@@ -163,35 +173,41 @@ def test_the_loss_estimates_the_whole_bound(name, kind):
 def test_a_schedule_is_learned_with_the_network():
     # The denoiser of a Gaussian is known for every schedule, so only the schedule learns: what is
     # left to gain is the prior's mismatch, which a larger beta_max takes away.
-    gaussian = Mixture(jnp.ones(1), jnp.ones((1, 1)), 0.25 * jnp.ones((1, 1, 1)))
+    mean, spread = 1.0, 0.5
 
     def schedule(params):
         return processes.vp(0.1, jnp.exp(params["log_beta_max"]))
 
     def apply(params, x_t, t, cond=None, *, key=None):
         process = schedule(params)
-        x0_hat = gaussian.denoiser(process)(x_t, t)
+        alpha, variance = (of(t)[:, None] for of in (process.alpha, process.variance))
+        gain = alpha * spread**2 / (alpha**2 * spread**2 + variance)
+        x0_hat = mean + gain * (x_t - alpha * mean)
         return predictions.convert(process, "x0", "v", x0_hat, x_t, t)
 
     loss_fn = losses.elbo(apply, schedule, prediction="v", t_min=0.05)
-    x0 = {"x0": gaussian.sample(jax.random.key(4), 512)}
 
     @jax.jit
-    def descend(params, key):
-        grads = jax.grad(lambda p: loss_fn(p, key, x0)[0].mean())(params)
-        return jax.tree.map(lambda p, g: p - 0.2 * g, params, grads)
+    def learn(params, key, x0):
+        def descend(params, key):
+            grads = jax.grad(lambda p: loss_fn(p, key, {"x0": x0})[0].mean())(params)
+            return jax.tree.map(lambda p, g: p - 0.2 * g, params, grads), None
 
-    params = {"log_beta_max": jnp.log(3.0)}
-    before = variational.prior_divergence(schedule(params), x0["x0"]).mean()
-    for key in jax.random.split(jax.random.key(5), 100):
-        params = descend(params, key)
-    after = variational.prior_divergence(schedule(params), x0["x0"]).mean()
+        learned, _ = jax.lax.scan(descend, params, jax.random.split(key, 100))
+        priors = (variational.prior_divergence(schedule(p), x0).mean() for p in (params, learned))
+        return learned, *priors
+
+    x0 = mean + spread * np.random.default_rng(4).normal(size=(512, 1))
+    params, before, after = learn({"log_beta_max": np.log(3.0)}, jax.random.key(5), x0)
     print(f"beta_max {np.exp(params['log_beta_max']):.1f}, prior {before:.3f} to {after:.3f} nats")
     assert after < 0.5 * before
 
 
 def test_a_process_among_the_parameters_has_gradients():
-    loss_fn = losses.elbo(exact_network(VP, "eps"), lambda params: params["process"], t_min=0.1)
+    def apply(params, x_t, t, cond=None, *, key=None):
+        return jnp.tanh(x_t)
+
+    loss_fn = losses.elbo(apply, lambda params: params["process"], t_min=0.1)
     x0 = {"x0": data()[0][:32]}
     params = {"process": processes.vp(0.1, 3.0)}
     grads = jax.jit(jax.grad(lambda p: loss_fn(p, jax.random.key(0), x0)[0].mean()))(params)
@@ -201,15 +217,18 @@ def test_a_process_among_the_parameters_has_gradients():
 
 def test_levels_have_probabilities():
     decode = variational.level_decoder(5)
-    centers = (2.0 * jnp.arange(5.0) + 1.0) / 5 - 1.0
-    t = jnp.asarray(0.2)
-    x_t = jnp.full((5, 1), 0.13)
-    log_prob = decode(VP, centers[:, None], x_t, t)
-    np.testing.assert_allclose(jnp.exp(log_prob).sum(), 1.0, rtol=1e-12)
-    level = VP.sigma(t) / VP.alpha(t)
-    expected = jax.nn.softmax(-0.5 * ((0.13 / VP.alpha(t) - centers) / level) ** 2)
-    np.testing.assert_allclose(jnp.exp(log_prob), expected, rtol=1e-10)
-    both = decode(VP, jnp.stack([centers[:2]] * 3), jnp.full((3, 2), 0.13), t)
+    centers = (2.0 * np.arange(5.0) + 1.0) / 5 - 1.0
+
+    @jax.jit
+    def evaluate(t):
+        log_prob = decode(VP, centers[:, None], jnp.full((5, 1), 0.13), t)
+        both = decode(VP, np.stack([centers[:2]] * 3), jnp.full((3, 2), 0.13), t)
+        return log_prob, both, VP.alpha(t), VP.sigma(t)
+
+    log_prob, both, alpha, sigma = jax.device_get(evaluate(0.2))
+    np.testing.assert_allclose(np.exp(log_prob).sum(), 1.0, rtol=1e-12)
+    shares = np.exp(-0.5 * ((0.13 / alpha - centers) / (sigma / alpha)) ** 2)
+    np.testing.assert_allclose(np.exp(log_prob), shares / shares.sum(), rtol=1e-10)
     np.testing.assert_allclose(both, log_prob[:2].sum(), rtol=1e-12)
 
 

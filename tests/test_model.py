@@ -10,7 +10,7 @@ from jaxdiff import Model, denoisers, losses, predictions, processes, timesteps,
 
 KEY = jax.random.key(0)
 VP = processes.vp()
-X0 = jnp.asarray(0.4 * np.random.default_rng(0).normal(size=(64, 2)))
+X0 = 0.4 * np.random.default_rng(0).normal(size=(64, 2))
 PARAMS = jnp.asarray(0.7)
 SIGMA_DATA = 0.4
 each_process = pytest.mark.parametrize("name", ["vp", "flow", "edm"])
@@ -72,12 +72,13 @@ def test_the_loss_is_the_raw_network_s_own_squared_error_and_what_is_sampled(nam
         seen.update(x=x, level=level, output=apply(params, x, level))
         return seen["output"]
 
-    x0 = d * jax.random.normal(jax.random.key(1), (4096, 2))
+    x0 = d * np.random.default_rng(1).normal(size=(4096, 2))
     model = model_of(process, kind, spy)
     loss_fn = losses.denoising(
         model, weighting=weightings.edm(d), times=timesteps.draw_log_normal()
     )
     loss, metrics = loss_fn(PARAMS, KEY, {"x0": x0})
+    seen = {name: np.asarray(value) for name, value in seen.items()}
     x, raw, sigma = seen["x"], seen["output"], np.exp(4 * seen["level"])[:, None]  # over alpha
     total = sigma**2 + d**2
     y = x * np.sqrt(total)  # x_t / alpha
@@ -106,11 +107,16 @@ def test_the_network_sees_the_noise_level_that_is_asked_for(noise_level, expecte
 
     zero = model_of(VP, "x0", lambda params, x, *_, key=None: 0.0 * x).denoiser(None)
     made = model_of(VP, "x0", raw, noise_level=noise_level).denoiser(None)
-    log_snr = jnp.asarray([-3.0, 0.0, 2.0])
-    t, x = VP.time_of_log_snr(log_snr), X0[:3]
-    alpha, sigma = VP.alpha(t), VP.sigma(t)
-    out = sigma * SIGMA_DATA / np.sqrt(sigma**2 + (alpha * SIGMA_DATA) ** 2)
-    level = (made(x, t) - zero(x, t))[:, 0] / out
+
+    @jax.jit
+    def level_of(log_snr, x):
+        t = VP.time_of_log_snr(log_snr)
+        alpha, sigma = VP.alpha(t), VP.sigma(t)
+        out = sigma * SIGMA_DATA / jnp.sqrt(sigma**2 + (alpha * SIGMA_DATA) ** 2)
+        return (made(x, t) - zero(x, t))[:, 0] / out
+
+    log_snr = np.asarray([-3.0, 0.0, 2.0])
+    level = level_of(log_snr, X0[:3])
     np.testing.assert_allclose(level, expected * log_snr, rtol=1e-7, atol=1e-7)
 
 
@@ -153,7 +159,9 @@ def test_losses_take_a_model_or_its_parts_and_not_both(name):
     make, options = LOSSES[name]
     whole = make(Model(apply, VP, "v"), **options)
     parts = make(apply, VP, prediction="v", **options)
-    found, expected = (fn(PARAMS, KEY, {"x0": X0[:4]})[0] for fn in (whole, parts))
+    found, expected = jax.jit(
+        lambda batch: [loss_fn(PARAMS, KEY, batch)[0] for loss_fn in (whole, parts)]
+    )({"x0": X0[:4]})
     np.testing.assert_array_equal(found, expected)
     for argument, value in (("process", VP), ("prediction", "v")):
         with pytest.raises(ValueError, match=f"`{argument}` must not be given beside a Model"):

@@ -49,8 +49,10 @@ def test_initialisation_follows_from_the_seed_and_outputs_exactly_zero(name):
     def initialise(key):
         return nn.functional(make(name, rngs=nnx.Rngs(key))[0])[0]
 
-    # Any generator shows it; rbg compiles quickly.
-    first, again, other = (initialise(jax.random.key(seed, impl="rbg")) for seed in (0, 0, 1))
+    # Any generator shows it; this one compiles quickly.
+    first, again, other = (
+        initialise(jax.random.key(seed, impl="unsafe_rbg")) for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(apply(first, x, t, labels), 0.0)
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(*(p["conditioning"]["time_in"]["kernel"] for p in (first, other)))
@@ -108,8 +110,8 @@ def test_parts_of_image_networks_keep_their_names_and_sizes(name, sizes):
 @each_network
 def test_scalar_time_equals_time_of_each_row(name):
     params, apply, x, _, labels = prepare(name)
-    scalar = apply(params, x, jnp.float32(1.5), labels)
-    np.testing.assert_array_equal(scalar, apply(params, x, jnp.full(4, 1.5, jnp.float32), labels))
+    scalar = apply(params, x, np.float32(1.5), labels)
+    np.testing.assert_array_equal(scalar, apply(params, x, np.full(4, 1.5, np.float32), labels))
 
 
 @each_network
@@ -132,21 +134,21 @@ def test_time_and_label_change_the_output(name):
 @each_network
 def test_no_condition_is_the_null_label(name):
     params, apply, x, t, _ = prepare(name)
-    null = jnp.full(4, NUM_CLASSES)
+    null = np.full(4, NUM_CLASSES)
     np.testing.assert_array_equal(apply(params, x, t), apply(params, x, t, null))
 
 
 @each_network
 def test_infinite_log_snr_gives_finite_output_and_gradients(name):
     params, apply, x, _, labels = prepare(name)
-    t = jnp.array([-jnp.inf, jnp.inf, -20.0, 20.0], jnp.float32)
+    t = np.array([-np.inf, np.inf, -20.0, 20.0], np.float32)
 
     def total(params, x, t):
         return jnp.mean(apply.__wrapped__(params, x, t, labels) ** 2)
 
     value, gradients = quick_jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(params, x, t)
-    assert jax.tree.all(jax.tree.map(lambda a: jnp.isfinite(a).all(), (value, gradients)))
-    ends = apply(params, jnp.broadcast_to(x[:1], x.shape), t, jnp.zeros(4, int))
+    assert jax.tree.all(jax.tree.map(lambda a: np.isfinite(a).all(), (value, gradients)))
+    ends = apply(params, np.broadcast_to(x[:1], x.shape), t, np.zeros(4, int))
     np.testing.assert_array_equal(ends[:2], ends[2:])
 
 
@@ -162,7 +164,7 @@ def test_parameters_and_output_are_float32_whatever_the_computation(name, dtype)
 def test_bfloat16_agrees_with_float32_to_its_precision(name):
     params, apply, x, t, labels = prepare(name, dtype=jnp.bfloat16)
     output, exact = (f(params, x, t, labels) for f in (apply, prepare(name)[1]))
-    error = float(jnp.linalg.norm(output - exact) / jnp.linalg.norm(exact))
+    error = float(np.linalg.norm(output - exact) / np.linalg.norm(exact))
     assert 1e-4 < error < 0.1  # 8 bits: 0.004 an operation, over some tens of them
 
 
@@ -224,24 +226,31 @@ def test_layer_norm_scales_and_shifts_in_float32():
     from jaxdiff.nn.layers import LayerNorm, layer_norm
 
     norm = LayerNorm(16, epsilon=1e-5, param_dtype=float)
-    scale, shift = jnp.linspace(0.5, 2.0, 16), jnp.arange(16.0)
-    norm.scale[...], norm.bias[...] = scale, shift
-    x = jax.random.normal(jax.random.key(0), (3, 5, 16))
-    expected = layer_norm(x, 1e-5) * scale[np.newaxis, np.newaxis] + shift[np.newaxis, np.newaxis]
-    np.testing.assert_allclose(norm(x), expected, rtol=1e-12, atol=1e-12)
-    half = x.astype(jnp.bfloat16)
-    expected = norm(half.astype(jnp.float32)).astype(jnp.bfloat16)
-    np.testing.assert_array_equal(norm(half), expected)
+    scale, shift = np.linspace(0.5, 2.0, 16), np.arange(16.0)
+    norm.scale[...], norm.bias[...] = jnp.asarray(scale), jnp.asarray(shift)
+    x = np.random.default_rng(0).normal(size=(3, 5, 16))
+
+    @jax.jit
+    def evaluate(x):
+        half = x.astype(jnp.bfloat16)
+        in_single = norm(half.astype(jnp.float32)).astype(jnp.bfloat16)
+        return norm(x), layer_norm(x, 1e-5), norm(half), in_single
+
+    scaled, plain, half, in_single = evaluate(x)
+    expected = np.asarray(plain) * scale + shift
+    np.testing.assert_allclose(scaled, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(half, in_single)
 
 
 def test_layer_norm_is_the_published_formula():
     from jaxdiff.nn.layers import layer_norm
 
-    x = 100.0 + jax.random.normal(jax.random.key(0), (3, 5, 16))
+    x = 100.0 + np.random.default_rng(0).normal(size=(3, 5, 16))
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(layer_norm(x), expected, rtol=1e-10, atol=1e-10)
+    double, single = jax.jit(lambda x: (layer_norm(x), layer_norm(x.astype(jnp.float32))))(x)
+    np.testing.assert_allclose(double, expected, rtol=1e-10, atol=1e-10)
     # 100 +- 1 in float32 has 5 digits of the deviation left.
-    np.testing.assert_allclose(layer_norm(x.astype(jnp.float32)), expected, atol=1e-4)
+    np.testing.assert_allclose(single, expected, atol=1e-4)
 
 
 def test_group_norm_is_the_published_formula():
@@ -253,7 +262,7 @@ def test_group_norm_is_the_published_formula():
     groups = x.reshape(2, 12, 2, 3)
     mean, variance = (f(groups, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
     expected = ((groups - mean) / np.sqrt(variance + 0.1)).reshape(x.shape) + np.arange(6.0)
-    np.testing.assert_allclose(norm(x), expected, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(jax.jit(norm)(x), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_steps_are_embedded_as_ddpm_does_and_flipped_as_dit_does():
@@ -317,15 +326,19 @@ def test_row_keys_draw_the_rows_that_one_key_draws():
 def test_dropout_keeps_the_mean_and_differs_between_rows_and_sites():
     from jaxdiff.nn.layers import dropout
 
-    rows = numerics.row_keys(jax.random.key(0), 2)
-    x = jnp.ones((2, 40_000), jnp.float32)
-    first, second = dropout(x, 0.2, rows, 0), dropout(x, 0.2, rows, 1)
+    @jax.jit
+    def drop(key, x):
+        rows = numerics.row_keys(key, 2)
+        return dropout(x, 0.2, rows, 0), dropout(x, 0.2, rows, 1)
+
+    ones = np.ones((2, 40_000), np.float32)
+    first, second = jax.device_get(drop(jax.random.key(0), ones))
     assert set(np.unique(first)) == {np.float32(0.0), np.float32(1.25)}
     error = np.sqrt(0.25 / 80_000)  # the variance of an entry is 0.2 / 0.8
     assert abs(float(first.mean()) - 1.0) < 4 * error, f"standard error {error}"
     # Independent masks agree on a share 0.8^2 + 0.2^2 = 0.68 of the entries.
-    assert abs(float(jnp.mean(first == second)) - 0.68) < 0.01
-    assert abs(float(jnp.mean(first[0] == first[1])) - 0.68) < 0.01
+    assert abs(float(np.mean(first == second)) - 0.68) < 0.01
+    assert abs(float(np.mean(first[0] == first[1])) - 0.68) < 0.01
 
 
 @each_network
@@ -345,10 +358,10 @@ def test_remat_gives_the_same_gradient():
         def loss(params):
             return jnp.mean(apply.__wrapped__(params, x, t, labels) ** 2)
 
-        return quick_jit(jax.grad(loss))(params)
+        return jax.device_get(quick_jit(jax.grad(loss))(params))
 
     plain, remat = (gradient(prepare("mlp", **kind)[1]) for kind in ({}, {"remat": True}))
-    scale = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(plain))
+    scale = max(float(np.abs(a).max()) for a in jax.tree.leaves(plain))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         # The same float32 operations, fused differently.
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * scale)

@@ -1,5 +1,7 @@
 """Autoencoders: what diffusers makes of the same weights, and the published files."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,17 +41,19 @@ FLUX = SD | {
 FIRST_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
-def both_ways(golden, dtype):
+@functools.cache
+def both_ways(name, dtype):
     """The parameters of a golden, encode and decode."""
+    golden = read(name)
     like, encode = cases.abstract(autoencoder, golden.config, dtype, "encode")
     _, decode = cases.abstract(autoencoder, golden.config, dtype, "decode")
     params = naming.fill(autoencoder.TABLE, golden.weights(), like, dtype)
     return params, jax.jit(encode), jax.jit(decode)
 
 
-def errors(golden, dtype):
+def errors(name, dtype):
     """The errors of mean, standard deviation and decoded images."""
-    params, encode, decode = both_ways(golden, dtype)
+    golden, (params, encode, decode) = read(name), both_ways(name, dtype)
     mean, std = encode(params, golden.arrays["x"])
     found = {"mean": mean, "std": std, "decoded": decode(params, golden.arrays["z"])}
     assert all(array.dtype == jnp.promote_types(dtype, "float32") for array in found.values())
@@ -59,20 +63,20 @@ def errors(golden, dtype):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("sd", "float64"),
         ("flux", "float32"),
         ("plain", "float64"),
+        pytest.param("sd", "float64", marks=pytest.mark.slow),  # as part of a pipeline by default
         pytest.param("sd", "float32", marks=pytest.mark.slow),
         pytest.param("flux", "float64", marks=pytest.mark.slow),
     ],
 )
 def test_both_ways_are_those_of_diffusers(name, dtype):
-    assert max(errors(read(f"autoencoder_{name}"), dtype)) < cases.TOLERANCE[dtype]
+    assert max(errors(f"autoencoder_{name}", dtype)) < cases.TOLERANCE[dtype]
 
 
 @pytest.mark.slow
 def test_bfloat16_is_near():
-    assert max(errors(read("autoencoder_plain"), "bfloat16")) < 0.04  # 8 bits, 15 convolutions
+    assert max(errors("autoencoder_plain", "bfloat16")) < 0.04  # 8 bits, 15 convolutions
 
 
 def test_first_names_and_convolutions_of_one_pixel_are_the_same_weights():
@@ -92,7 +96,7 @@ def test_first_names_and_convolutions_of_one_pixel_are_the_same_weights():
 
 def test_log_variance_is_kept_in_its_range():
     golden = read("autoencoder_plain")
-    params, encode, _ = both_ways(golden, "float64")
+    params, encode, _ = both_ways("autoencoder_plain", "float64")
     for bias, bound in ((-1e3, -30.0), (1e3, 20.0)):
         shifted = params | {"mix_out": params["mix_out"] | {"bias": jnp.full(8, bias)}}
         _, std = encode(shifted, golden.arrays["x"])

@@ -37,8 +37,14 @@ SDXL_2 = SD21 | {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", ["sd1", "sd2", "projected"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, "float64") for name in ("sd1", "sd2", "projected")),
+        ("projected", "float32"),
+        *(pytest.param(name, "float32", marks=pytest.mark.slow) for name in ("sd1", "sd2")),
+    ],
+)
 def test_text_is_encoded_as_transformers_does(name, dtype):
     golden = read(f"clip_{name}")
     params, apply = cases.loaded(clip, golden, dtype)

@@ -13,11 +13,11 @@ from peers.common import read, read_keys
 from jaxdiff.nn.vision import bicubic
 from jaxdiff.pretrained import dinov2, naming
 
-CASES = ("plain", "gated", "registers", "newer", "original", "original_gated")
 SLOW = pytest.mark.slow
+CASES = ("plain", "gated", "registers", "newer", "original")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, pytest.param("original_gated", marks=SLOW)])
 def test_it_makes_of_images_what_its_source_makes(name):
     golden = read(f"dinov2_{name}")
     params, apply = cases.loaded(dinov2, golden, "float64")
@@ -27,7 +27,9 @@ def test_it_makes_of_images_what_its_source_makes(name):
         assert cases.error(apply(params, golden.arrays[size]), wanted) < 1e-10, size
 
 
-@pytest.mark.parametrize(("dtype", "within"), [("float32", 1e-5), ("bfloat16", 0.05)])
+@pytest.mark.parametrize(
+    ("dtype", "within"), [("float32", 1e-5), pytest.param("bfloat16", 0.05, marks=SLOW)]
+)
 def test_lower_precision_is_near(dtype, within):
     golden = read("dinov2_registers")
     params, apply = cases.loaded(dinov2, golden, dtype)

@@ -38,8 +38,14 @@ def loaded(name, dtype="float64"):
     return naming.fill(dit.TABLE, weights(golden), like, dtype), apply, golden
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, "float64") for name in CASES),
+        *((name, "float32") for name in ("dit_original", "dit_diffusers")),
+        pytest.param("dit_plain", "float32", marks=SLOW),
+    ],
+)
 def test_it_makes_of_images_what_its_source_makes(name, dtype):
     params, apply, (*_, arrays) = loaded(name, dtype)
     x, t = (jnp.asarray(arrays[key], dtype) for key in "xt")

@@ -21,9 +21,14 @@ SD15 = json.loads("""{
   "steps_offset": 1, "trained_betas": null}""")
 
 
+@jax.jit
+def _alpha(process, times):
+    return process.alpha(times)
+
+
 def alpha_bar(schedule):
-    times = jnp.arange(1, schedule.num_steps + 1) / schedule.num_steps
-    return np.asarray(schedule.process.alpha(times)) ** 2
+    times = np.arange(1, schedule.num_steps + 1) / schedule.num_steps
+    return np.asarray(_alpha(schedule.process, times)) ** 2
 
 
 @pytest.mark.parametrize("name", GOLDEN.config)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from jaxdiff.training import make_update, parallel
 from jaxdiff.training.update import scan_steps
 
 KEY = jax.random.key(0)
-BATCH = {"x0": jax.random.normal(jax.random.key(1), (16, 3))}
+BATCH = {"x0": np.random.default_rng(1).normal(size=(16, 3))}
 
 
 def noisy_loss(params, key, batch):
@@ -26,19 +28,25 @@ def start(optimizer, ema_decay=0.9):
 def test_an_update_is_the_optimizers_on_the_mean_loss():
     optimizer = optax.adam(0.1)
     state = start(optimizer)
-    new, metrics = make_update(noisy_loss, optimizer, ema_decay=0.9)(state, KEY, BATCH)
+    new, metrics = jax.jit(make_update(noisy_loss, optimizer, ema_decay=0.9))(state, KEY, BATCH)
 
-    def mean_loss(params):
-        return noisy_loss(params, jax.random.fold_in(KEY, 0), BATCH)[0].mean()
+    @jax.jit
+    def by_hand(state):
+        def mean_loss(params):
+            return noisy_loss(params, jax.random.fold_in(KEY, 0), BATCH)[0].mean()
 
-    loss, grads = jax.value_and_grad(mean_loss)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+        loss, grads = jax.value_and_grad(mean_loss)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return loss, optax.tree.norm(grads), opt_state, params
+
+    loss, norm, opt_state, params = jax.device_get(by_hand(state))
     np.testing.assert_allclose(new.params["w"], params["w"], rtol=1e-13)
-    np.testing.assert_allclose(new.ema["w"], 0.9 * state.ema["w"] + 0.1 * params["w"], rtol=1e-13)
+    ema = 0.9 * np.asarray(state.ema["w"]) + 0.1 * params["w"]
+    np.testing.assert_allclose(new.ema["w"], ema, rtol=1e-13)
     assert jax.tree.structure(new.opt_state) == jax.tree.structure(opt_state)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-13)
-    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-13)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-13)
     assert new.step == 1
     assert new.step.dtype == jnp.int32
 
@@ -46,13 +54,18 @@ def test_an_update_is_the_optimizers_on_the_mean_loss():
 def test_several_averages_are_kept_by_name():
     optimizer = optax.sgd(0.1)
     decays = {"fast": 0.5, "slow": 0.99}
-    state = start(optimizer, decays)
-    new, _ = make_update(noisy_loss, optimizer, ema_decay=decays)(state, KEY, BATCH)
-    for name, decay in decays.items():
-        one, _ = make_update(noisy_loss, optimizer, ema_decay=decay)(
-            start(optimizer, decay), KEY, BATCH
-        )
-        np.testing.assert_array_equal(new.ema[name]["w"], one.ema["w"])
+
+    @jax.jit
+    def evaluate(batch):
+        def moved(decay):
+            update = make_update(noisy_loss, optimizer, ema_decay=decay)
+            return update(start(optimizer, decay), KEY, batch)[0].ema
+
+        return moved(decays), {name: moved(decay) for name, decay in decays.items()}
+
+    found, alone = evaluate(BATCH)
+    for name in decays:
+        np.testing.assert_array_equal(found[name]["w"], alone[name]["w"])
 
 
 def test_noise_follows_the_step_and_nothing_else():
@@ -65,19 +78,25 @@ def test_noise_follows_the_step_and_nothing_else():
     assert second["noise"] == again["noise"]
 
 
+def apply(params, x_t, t, cond=None, *, key=None):
+    return jnp.tanh(x_t * params["w"][None])
+
+
+DENOISING = losses.denoising(apply, processes.vp(), times=timesteps.draw_stratified())
+
+
+@functools.cache
+def of_the_whole():
+    """Return the update of DENOISING by a whole batch: (state, metrics)."""
+    optimizer = optax.adam(0.1)
+    return jax.jit(make_update(DENOISING, optimizer, ema_decay=0.9))(start(optimizer), KEY, BATCH)
+
+
 @pytest.mark.parametrize("num_shards", [2, 4])
 def test_shards_of_a_batch_make_the_update_of_the_whole(num_shards):
     optimizer = optax.adam(0.1)
-    process = processes.vp()
-
-    def apply(params, x_t, t, cond=None, *, key=None):
-        return jnp.tanh(x_t * params["w"][None])
-
-    loss_fn = losses.denoising(apply, process, times=timesteps.draw_stratified())
-    whole, whole_metrics = jax.jit(make_update(loss_fn, optimizer, ema_decay=0.9))(
-        start(optimizer), KEY, BATCH
-    )
-    sharded = make_update(loss_fn, optimizer, ema_decay=0.9, axis_name="shards")
+    whole, whole_metrics = of_the_whole()
+    sharded = make_update(DENOISING, optimizer, ema_decay=0.9, axis_name="shards")
     parts = jax.tree.map(lambda x: x.reshape(num_shards, -1, *x.shape[1:]), BATCH)
     new, metrics = jax.jit(jax.vmap(sharded, (None, None, 0), axis_name="shards"))(
         start(optimizer), KEY, parts
@@ -104,18 +123,9 @@ def test_a_donated_state_gives_the_same_update():
 @pytest.mark.parametrize("accumulate", [2, 8])
 def test_a_gradient_in_parts_is_that_of_the_whole(accumulate):
     optimizer = optax.adam(0.1)
-    process = processes.vp()
-
-    def apply(params, x_t, t, cond=None, *, key=None):
-        return jnp.tanh(x_t * params["w"][None])
-
-    loss_fn = losses.denoising(apply, process, times=timesteps.draw_stratified())
-    whole, whole_metrics = make_update(loss_fn, optimizer, ema_decay=0.9)(
-        start(optimizer), KEY, BATCH
-    )
-    parts, metrics = make_update(loss_fn, optimizer, ema_decay=0.9, accumulate=accumulate)(
-        start(optimizer), KEY, BATCH
-    )
+    whole, whole_metrics = of_the_whole()
+    update = make_update(DENOISING, optimizer, ema_decay=0.9, accumulate=accumulate)
+    parts, metrics = jax.jit(update)(start(optimizer), KEY, BATCH)
     np.testing.assert_allclose(metrics["loss"], whole_metrics["loss"], rtol=1e-12)
     for got, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-10)
@@ -159,14 +169,14 @@ def test_a_step_that_is_not_finite_may_be_skipped(where):
 def test_several_steps_in_one_call_are_the_steps_one_by_one():
     optimizer = optax.adam(0.1)
     update = make_update(noisy_loss, optimizer, ema_decay=0.9)
-    batches = jax.random.normal(jax.random.key(2), (4, 16, 3))
-    one = start(optimizer)
+    batches = np.random.default_rng(2).normal(size=(4, 16, 3))
+    one, step = start(optimizer), jax.jit(update)
     seen = []
     for batch in batches:
-        one, metrics = update(one, KEY, {"x0": batch})
+        one, metrics = step(one, KEY, {"x0": batch})
         seen.append(metrics["loss"])
     many, metrics = jax.jit(scan_steps(update))(start(optimizer), KEY, {"x0": batches})
-    np.testing.assert_allclose(metrics["loss"], jnp.stack(seen), rtol=1e-12)
+    np.testing.assert_allclose(metrics["loss"], np.stack(seen), rtol=1e-12)
     for got, wanted in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-12)
 
