@@ -5,6 +5,7 @@ process as an argument: `chosen` makes all processes arguments of one type.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -135,8 +136,13 @@ def _known(process, t):
     return Known(t, *values, *rates)
 
 
-def known(name, times):
+@functools.cache
+def _table(name, times):
+    return _known(chosen(name), np.array(times))
+
+
+def known(name, times, length=16):
     """Return PROCESSES[name] as a table at the `times`, as an argument of one shape for all."""
     times = np.unique(times)
-    padding = np.full(16 - times.size, PROCESSES[name].t_max, float)  # one shape for all
-    return _known(chosen(name), np.concatenate([times, padding]))
+    padding = np.full(length - times.size, PROCESSES[name].t_max, float)
+    return _table(name, (*times, *padding))

@@ -24,7 +24,7 @@ def run(process, sampler, t_start, num_steps=6, **options):
 
 
 def test_an_example_is_put_under_the_noise():
-    sampler = samplers.unipc(VP, ALONE.denoiser(VP))
+    sampler = samplers.unipc(VP, ALONE.denoiser(VP), order=1)
     ts = timesteps.uniform(VP, 6, t_start=0.4)
     x_t = VP.alpha(jnp.asarray(0.4)) * X0 + VP.prior_sample(KEY, X0.shape, t=0.4)
     wanted = sample(KEY, sampler, x_t, ts)

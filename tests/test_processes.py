@@ -102,17 +102,15 @@ def test_a_process_without_a_closed_form_finds_the_time_of_a_log_snr(dtype):
     assert t.dtype == dtype
     rtol = 1e-5 if dtype == "float32" else 1e-13
     np.testing.assert_allclose(t, PROCESSES["cosine"].time_of_log_snr(log_snr), rtol, rtol)
-    low, high = process.time_of_log_snr(jnp.asarray([-jnp.inf, jnp.inf]))
-    assert (low, high) == (1.0, 0.0)
+    assert (t[0], t[-1]) == (1.0, 0.0)
 
 
 def test_the_time_of_a_log_snr_has_the_slope_of_the_inverse():
     def time(scale, log_snr):
         return OnesOwn(scale).time_of_log_snr(log_snr)
 
-    by_scale, by_log_snr = jax.grad(time, argnums=(0, 1))(1.0, jnp.asarray(0.7))
-    t = time(1.0, jnp.asarray(0.7))
-    slope = 1.0 / jax.grad(OnesOwn(1.0).log_snr)(t)
+    t, (by_scale, by_log_snr) = jax.jit(jax.value_and_grad(time, argnums=(0, 1)))(1.0, 0.7)
+    slope = 1.0 / jax.jit(jax.grad(OnesOwn(1.0).log_snr))(t)
     np.testing.assert_allclose(by_log_snr, slope, rtol=1e-9)
     np.testing.assert_allclose(by_scale, 2.0 * slope, rtol=1e-9)
 

@@ -24,10 +24,22 @@ from jaxdiff.samplers import Sampler, ancestral, ddim, encode
 ROWS = np.arange(8)
 VP = processes.vp()
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
-each_case = pytest.mark.parametrize(("sampler", "name"), CASES, scope="module")
-
-
 LONGEST = (("adaptive", "zero_snr"),)
+EAGER = ("ddim", "heun", "ancestral", "dpm_solver_pp_3", "unipc_3", "deis_2", "ddim_corrected")
+ADAPTIVE = (*LONGEST, ("adaptive", "vp"))
+
+
+def all_but_longest(cases):
+    cases = list(cases)
+    return few(cases, [each for each in cases if each not in LONGEST])
+
+
+def of_cases(cases):
+    """Let a test be of a sampler and a process, next to the others of them: they share programs."""
+    return pytest.mark.parametrize(("sampler", "name"), cases, scope="module")
+
+
+each_case = of_cases(all_but_longest(CASES))
 
 
 def some(cases, but=LONGEST):
@@ -36,7 +48,6 @@ def some(cases, but=LONGEST):
     return few(cases, [each for each in cases if each[0] in SOME and each not in but])
 
 
-some_case = pytest.mark.parametrize(("sampler", "name"), some(CASES), scope="module")
 each_process = pytest.mark.parametrize("name", PROCESSES)
 
 
@@ -44,15 +55,40 @@ def grid(process, num_steps=6):
     return timesteps.uniform(process, num_steps)
 
 
+def v_network(process):
+    return denoisers.from_network(lambda x, t: jnp.tanh(x), process, "v")
+
+
+x0_hat_of_v = jax.jit(lambda process, x_t, t: v_network(process)(x_t, t))
+
+
 @functools.cache
-def runner(sampler, map_axes=None):
-    """Return `sample` with the exact denoiser, compiled once for all processes."""
+def runner(sampler, stacked=False):
+    """Return `sample`, and the way, compiled once for all processes and both denoisers."""
 
-    def run(process, x_T, ts, index):
-        made = SAMPLERS[sampler](process, MIXTURE.denoiser(process))
-        return sample(KEY, made, x_T, ts, index=index)
+    def run(process, x_T, ts, index, exact):
+        mixture, network = MIXTURE.denoiser(process), v_network(process)
 
-    return jax.jit(run if map_axes is None else jax.vmap(run, map_axes))
+        def denoise(x, t):
+            return jax.lax.cond(exact, lambda: mixture(x, t).astype(x.dtype), lambda: network(x, t))
+
+        made = SAMPLERS[sampler](process, denoise)
+        return sample(KEY, made, x_T, ts, index=index, collect=made.value)
+
+    return jax.jit(jax.vmap(run, (None, 0, None, None, None)) if stacked else run)
+
+
+@functools.cache
+def x0_of(sampler, name):
+    """Return what a sampler makes of its case with the exact denoiser."""
+    return np.asarray(runner(sampler)(*case(sampler, name), ROWS, True)[0])
+
+
+def way_with_v(sampler, process, x_T, ts):
+    """Return x after each step of a grid, with the v network tanh(x)."""
+    x0, way = runner(sampler)(process, x_T, ts, ROWS, False)
+    np.testing.assert_array_equal(way[-1], x0)
+    return np.asarray(way)
 
 
 # --- The protocol, for every sampler and process --------------------------------------------
@@ -60,107 +96,68 @@ def runner(sampler, map_axes=None):
 
 @each_case
 def test_protocol(sampler, name):
+    x_T, x0 = case(sampler, name)[1], x0_of(sampler, name)
+    assert x0.shape == x_T.shape
+    assert x0.dtype == x_T.dtype
+    assert np.isfinite(x0).all()
+
+
+@of_cases(some(CASES, but=ADAPTIVE))
+def test_small_batches_stacked_by_vmap_are_the_first_rows_of_large_ones(sampler, name):
     process, x_T, ts = case(sampler, name)
-    jitted = runner(sampler)(process, x_T, ts, ROWS)
-    assert jitted.shape == x_T.shape
-    assert jitted.dtype == x_T.dtype
-    assert np.isfinite(jitted).all()
+    stack = np.stack([x_T, -x_T])
+    found, _ = runner(sampler, stacked=True)(process, stack[:, :3], ts, None, True)
+    mirrored, _ = runner(sampler)(process, -x_T, ts, ROWS, True)
+    for small, large in zip(found, (x0_of(sampler, name), mirrored), strict=True):
+        np.testing.assert_allclose(small, large[:3], rtol=1e-8, atol=1e-10)
 
 
-@some_case
-def test_runs_stacked_by_vmap_are_the_single_ones(sampler, name):
-    process, x_T, ts = case(sampler, name)
-    jitted = runner(sampler)(process, x_T, ts, ROWS)
-    stacked = runner(sampler, (None, 0, None, None))(process, np.stack([x_T, -x_T]), ts, ROWS)
-    np.testing.assert_allclose(stacked[0], jitted, rtol=1e-8, atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("sampler", "name"),
-    some([(sampler, "vp") for sampler in SAMPLERS], but=[("adaptive", "vp")]),
-)
-def test_step_by_step_without_jit_is_the_same(sampler, name):
+@pytest.mark.parametrize("sampler", few(SAMPLERS, EAGER), scope="module")
+def test_step_by_step_without_jit_is_the_same(sampler):
     """Every number known, with the process rather than its table."""
-    made = SAMPLERS[sampler](PROCESSES[name], MIXTURE.denoiser(PROCESSES[name]))
-    process, x_T, ts = case(sampler, name)
+    made = SAMPLERS[sampler](VP, v_network(VP))
+    process, x_T, ts = case(sampler, "vp")
     made.check(ts)
-    state = made.init(x_T)
+    state, way = made.init(x_T), []
     for key, t, s in zip(jax.random.split(KEY, len(ts) - 1), ts[:-1], ts[1:], strict=True):
         state = made.step(key, state, jnp.asarray(t), jnp.asarray(s))
-    jitted = runner(sampler)(process, x_T, ts, ROWS)
-    np.testing.assert_allclose(made.value(state), jitted, rtol=1e-8, atol=1e-10)
-
-
-@some_case
-def test_first_rows_of_a_large_batch_are_the_small_batch(sampler, name):
-    process, x_T, ts = case(sampler, name)
-    large = runner(sampler)(process, x_T, ts, ROWS)
-    small = runner(sampler)(process, x_T[:3], ts, None)
-    np.testing.assert_allclose(large[:3], small, rtol=1e-8, atol=1e-10)
+        way.append(made.value(state))
+    jitted = way_with_v(sampler, process, x_T, ts)
+    np.testing.assert_allclose(way, jitted, rtol=1e-8, atol=1e-10)
 
 
 @each_case
 def test_rows_are_those_of_their_global_numbers(sampler, name):
     process, x_T, ts = case(sampler, name)
-    whole = runner(sampler)(process, x_T, ts, ROWS)
     rows = np.array([4, 5, 6, 7, 7, 0, 2, 1])
-    part = runner(sampler)(process, x_T[rows], ts, rows)
-    np.testing.assert_allclose(part, whole[rows], rtol=1e-8, atol=1e-10)
+    part, _ = runner(sampler)(process, x_T[rows], ts, rows, True)
+    np.testing.assert_allclose(part, x0_of(sampler, name)[rows], rtol=1e-8, atol=1e-10)
 
 
-@functools.cache
-def stepper(sampler):
-    """Return one step with a v network, and its x0_hat, compiled once for all processes."""
-
-    @jax.jit
-    def step(process, x_t, t, s):
-        denoise = denoisers.from_network(lambda x, t: jnp.tanh(x), process, "v")
-        made = SAMPLERS[sampler](process, denoise)
-        return made.value(made.step(KEY, made.init(x_t), t, s)), denoise(x_t, t)
-
-    return step
-
-
-@pytest.mark.parametrize(
-    ("sampler", "name"), [case for case in CASES if case[0] not in ("edm_churn", "adaptive")]
-)
+@of_cases([case for case in CASES if case[0] not in ("edm_churn", "adaptive")])
 def test_the_last_step_to_no_noise_is_x0_hat(sampler, name):
     if name == "ve":  # never gets there
         assert PROCESSES[name].sigma(0.0) > 0
         return
-    t, x_t = 0.3 * PROCESSES[name].t_max, case(sampler, name)[1]
-    process = process_for(sampler, name, [0.0, t])
-    x_s, x0_hat = stepper(sampler)(process, x_t, t, 0.0)
-    np.testing.assert_allclose(x_s, x0_hat, rtol=1e-12)
+    process, x_T, ts = case(sampler, name)
+    *_, x_t, x_s = way_with_v(sampler, process, x_T, ts)
+    np.testing.assert_allclose(x_s, x0_hat_of_v(process, x_t, ts[-2]), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("sampler", "name"), [case for case in CASES if case[0] not in CORRECTED])
+@of_cases(all_but_longest(case for case in CASES if case[0] not in CORRECTED))
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
 def test_a_step_of_no_length_stands_still(sampler, name, fraction):
-    t, x_t = fraction * PROCESSES[name].t_max, case(sampler, name)[1]
-    moved, _ = stepper(sampler)(process_for(sampler, name, t), x_t, t, t)
-    np.testing.assert_array_equal(moved, x_t)
+    _, x_t, ts = case(sampler, name)
+    ts = np.full_like(ts, fraction * PROCESSES[name].t_max)
+    way = way_with_v(sampler, process_for(sampler, name, ts), x_t, ts)
+    np.testing.assert_array_equal(way, np.broadcast_to(x_t, way.shape))
 
 
-@functools.cache
-def trajectory(sampler):
-    @jax.jit
-    def run(process, x_T, ts):
-        denoise = denoisers.from_network(lambda x, t: jnp.tanh(x), process, "v")
-        made = SAMPLERS[sampler](process, denoise)
-        return sample(KEY, made, x_T, ts, collect=made.value)
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ("sampler", "name"),
-    some(case for case in CASES if case[0] not in DIVIDES_BY_ALPHA and case[1] in NO_SIGNAL_AT_END),
+@of_cases(
+    some(case for case in CASES if case[0] not in DIVIDES_BY_ALPHA and case[1] in NO_SIGNAL_AT_END)
 )
 def test_schedules_without_signal_at_the_end_work_with_v(sampler, name):
-    x0, path = trajectory(sampler)(*case(sampler, name))
-    assert np.isfinite(path).all()
-    np.testing.assert_array_equal(path[-1], x0)
+    assert np.isfinite(way_with_v(sampler, *case(sampler, name))).all()
 
 
 @pytest.mark.parametrize("sampler", sorted(set(SOME) - set(CORRECTED)))
@@ -168,10 +165,10 @@ def test_steps_of_no_length_within_a_grid_change_nothing(sampler):
     if sampler in STOCHASTIC:  # the noise goes by the number of the step
         return
     process, x_T, ts = case(sampler, "vp")
-    padded = np.concatenate([ts[:1], np.repeat(ts[1:], 2)])
-    plain, _ = trajectory(sampler)(process, x_T, ts)
-    again, _ = trajectory(sampler)(process, x_T, padded)
-    np.testing.assert_allclose(again, plain, rtol=1e-12)
+    plain = way_with_v(sampler, process, x_T, ts)
+    step = np.array([1, 1] if sampler == "adaptive" else [1, 1, 2, 3, 3, 4])  # that leads there
+    again = way_with_v(sampler, process, x_T, ts[[0, *step]])
+    np.testing.assert_allclose(again, plain[step - 1], rtol=1e-12)
 
 
 @functools.cache
@@ -185,9 +182,7 @@ def slope_of(sampler):
     return total
 
 
-@pytest.mark.parametrize(
-    ("sampler", "name"), some(CASES, but=(*LONGEST, ("adaptive", "vp"))), scope="module"
-)
+@of_cases(some(CASES, but=ADAPTIVE))
 def test_gradients_flow_through_sampling(sampler, name):
     process, x_T, ts = case(sampler, name)
     total, step = slope_of(sampler), 1e-5
@@ -208,45 +203,49 @@ def test_what_has_not_the_shape_of_x_is_refused(sampler, output):
         jax.eval_shape(generate, noise(VP), grid(VP))
 
 
-@pytest.mark.parametrize(
-    ("sampler", "name"),
-    [case for case in CASES if case[0] in ("heun", "edm", "dpm_solver_pp_3", "unipc_3", "deis_4")],
+@of_cases(
+    [case for case in CASES if case[0] in ("heun", "edm", "dpm_solver_pp_3", "unipc_3", "deis_4")]
 )
 def test_float32_gives_what_float64_does(sampler, name):
     """Three digits, of every kind of slope: in time, in noise, over outputs before."""
-    process, x_T, ts = case(sampler, name)
-    double = np.asarray(runner(sampler)(process, x_T, ts, None))
+    _, x_T, ts = case(sampler, name)
+    double = x0_of(sampler, name)
     single_ts = ts.astype(np.float32)
     process = process_for(sampler, name, single_ts)
-    single = runner(sampler)(process, x_T.astype(np.float32), single_ts, None)
+    single, _ = runner(sampler)(process, x_T.astype(np.float32), single_ts, ROWS, True)
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, double, atol=1e-3 * np.abs(double).max())
 
 
-def largest_error_in_float32(make, process, ts):
-    """Against the flow of N(0, 1/4), of which the marginal deviation is all."""
-    ts = jnp.asarray(ts, jnp.float32)
+@functools.cache
+def error_of(sampler):
+    """Return the largest error on N(0, 1/4), of whose flow the marginal deviation is all."""
     data = Mixture(*(np.asarray(a, np.float32) for a in ([1.0], [[0.0]], [[[0.25]]])))
 
     @jax.jit
     def error(process, ts):
         spread = jnp.hypot(0.5 * process.alpha(ts), process.sigma(ts))
         x_T = jnp.linspace(-2.0, 2.0, 11, dtype=jnp.float32)[:, None] * spread[0]
-        x0 = sample(KEY, make(process, data.denoiser(process)), x_T, ts)
+        x0 = sample(KEY, SAMPLERS[sampler](process, data.denoiser(process)), x_T, ts)
         return jnp.abs(x0 - x_T * spread[-1] / spread[0]).max()
 
-    return float(error(process, ts))
+    return error
+
+
+def largest_error_in_float32(sampler, process, ts, length=40):
+    """Along a grid with steps of no length behind it, so that one program does for all."""
+    ts = np.pad(ts, (0, length - len(ts)), mode="edge")
+    return float(error_of(sampler)(process, ts.astype(np.float32)))
 
 
 @pytest.mark.parametrize("sampler", ["unipc_3", "dpm_solver_pp_3", "deis_3"])
 @pytest.mark.parametrize("gap", [1e-7, 1e-5])
 def test_times_that_nearly_agree_do_no_harm(sampler, gap):
     """Joined grids have such pairs; a slope over one is the rounding of its ends."""
-    make = SAMPLERS[sampler]
     ts = np.linspace(0.98, 0.0, 31)
     pairs = np.unique(np.concatenate([ts, ts[3:-1:5] + gap]))[::-1]
-    plain = largest_error_in_float32(make, FLOW, ts)
-    joined = largest_error_in_float32(make, FLOW, pairs)
+    plain = largest_error_in_float32(sampler, FLOW, ts)
+    joined = largest_error_in_float32(sampler, FLOW, pairs)
     print(f"error {plain:.1e}, with pairs {joined:.1e}")
     assert joined < 2 * plain + 1e-4
 
@@ -254,11 +253,10 @@ def test_times_that_nearly_agree_do_no_harm(sampler, gap):
 @pytest.mark.parametrize("order", [2, 3])
 def test_a_grid_of_close_pairs_does_not_let_errors_of_unipc_grow(order):
     """Its outputs are of points before correction: over a short distance, a large slope."""
-    make = functools.partial(samplers.unipc, order=order)
     ts = np.linspace(0.98, 0.0, 21)
     for gap in (1e-3, 1e-4):
         pairs = np.sort(np.concatenate([ts, ts[1:-1] - gap]))[::-1]
-        assert largest_error_in_float32(make, FLOW, pairs) < 0.02, gap
+        assert largest_error_in_float32(f"unipc_{order}", FLOW, pairs) < 0.02, gap
 
 
 @pytest.mark.parametrize("sampler", ["unipc_3", "dpm_solver_pp_3", "deis_4"])
@@ -266,7 +264,7 @@ def test_ten_thousand_steps_in_float32_add_up_rounding_alone(sampler):
     chain = processes.ddpm(1, 0.5, 0.5)
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), chain)
     ts = np.linspace(1.0, 0.0, 10_001)
-    error = largest_error_in_float32(SAMPLERS[sampler], single, ts)
+    error = largest_error_in_float32(sampler, single, ts, len(ts))
     print(f"error {error:.1e}")
     assert error < 1e-3
 
@@ -276,26 +274,31 @@ def test_ten_thousand_steps_in_float32_add_up_rounding_alone(sampler):
 
 @each_process
 def test_ddim_with_eta_1_is_ancestral_sampling(name):
-    runs = [runner(sampler)(*case(sampler, name), ROWS) for sampler in ("ancestral", "ddim_1")]
-    np.testing.assert_allclose(runs[0], runs[1], rtol=1e-10)
+    np.testing.assert_allclose(x0_of("ancestral", name), x0_of("ddim_1", name), rtol=1e-10)
 
 
 @each_process
 def test_dpm_solver_pp_of_order_1_is_ddim(name):
-    runs = [runner(sampler)(*case(sampler, name), ROWS) for sampler in ("dpm_solver_pp_1", "ddim")]
-    np.testing.assert_allclose(runs[0], runs[1], rtol=1e-10)
+    np.testing.assert_allclose(x0_of("dpm_solver_pp_1", name), x0_of("ddim", name), rtol=1e-10)
 
 
 def test_a_replaced_x_is_what_a_multistep_sampler_goes_on_from():
     """With a denoiser that ignores x the history is the same, so x alone can differ."""
     exact = lambda x, t: jnp.full_like(x, 0.5)  # noqa: E731
     t, s, r = (jnp.asarray(time) for time in (0.9, 0.6, 0.3))
-    for make in (samplers.dpm_solver_pp, samplers.unipc):
-        made, plain = make(VP, exact), ddim(VP, exact)
-        state = made.step(KEY, made.init(jnp.ones((2, 1))), t, s)
-        state = made.step(KEY, made.replace(state, jnp.full((2, 1), 3.0)), s, r)
-        expected = plain.step(KEY, jnp.full((2, 1), 3.0), s, r)
-        np.testing.assert_allclose(made.value(state), expected, rtol=1e-12)
+
+    @jax.jit
+    def second_step(x, there):
+        ends = []
+        for make in (samplers.dpm_solver_pp, samplers.unipc):
+            made = make(VP, exact)
+            state = made.step(KEY, made.init(x), t, s)
+            ends.append(made.value(made.step(KEY, made.replace(state, there), s, r)))
+        return ends, ddim(VP, exact).step(KEY, there, s, r)
+
+    ends, expected = second_step(np.ones((2, 1)), np.full((2, 1), 3.0))
+    for end in ends:
+        np.testing.assert_allclose(end, expected, rtol=1e-12)
 
 
 def test_langevin_moves_at_t_and_ignores_s():
@@ -330,8 +333,8 @@ def test_the_denoiser_is_traced_once_for_all_grids_and_hyper_parameters(sampler)
 
         return sample(key, SAMPLERS[sampler](process, denoise), x_T, ts)
 
-    generate(processes.vp(0.1, 20.0), KEY, noise(VP), grid(VP))
-    generate(processes.vp(0.2, 10.0), KEY, noise(VP), timesteps.log_snr(VP, 6))
+    generate.eval_shape(processes.vp(0.1, 20.0), KEY, noise(VP), grid(VP))
+    generate.eval_shape(processes.vp(0.2, 10.0), KEY, noise(VP), timesteps.log_snr(VP, 6))
     assert len(traces) == TRACES[sampler]
 
 

@@ -1,5 +1,6 @@
 """What an update and a loss are given: right in every mode, or refused by name."""
 
+import functools
 import re
 
 import equinox as eqx
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff import losses, numerics, processes, timesteps, training, weightings
+from jaxdiff import losses, numerics, predictions, processes, timesteps, training, weightings
 from jaxdiff.losses import noised
 from jaxdiff.training import ema, make_update, parallel
 
@@ -58,26 +59,35 @@ def _one_more(params):
 )
 def test_a_wrapped_loss_draws_the_noise_of_the_plain_one(name, wrapped):
     loss = WRAPPED[wrapped](LOSSES[name])
-    whole, _ = make_update(LOSSES[name], OPTIMIZER, ema_decay=0.9)(start(), KEY, {"x0": X0})
-    loss({"w": jnp.ones(3)}, KEY, {"x0": X0[:4]})  # traced before, at the shape of a part
-    in_parts, _ = make_update(loss, OPTIMIZER, ema_decay=0.9, accumulate=2)(
-        start(), KEY, {"x0": X0}
-    )
-    np.testing.assert_allclose(in_parts.params["w"], whole.params["w"], rtol=1e-12)
+    jax.eval_shape(loss, {"w": jnp.ones(3)}, KEY, {"x0": X0[:4]})  # before, as it sees a part
     sharded = make_update(loss, OPTIMIZER, ema_decay=0.9, axis_name="i", accumulate=2)
-    by_shard = jax.vmap(sharded, (None, None, 0), axis_name="i")
-    shards, _ = by_shard(start(), KEY, {"x0": X0.reshape(2, 4, 3)})
-    np.testing.assert_allclose(shards.params["w"][0], whole.params["w"], rtol=1e-12)
+
+    @jax.jit
+    def both(state, key, x0):
+        in_parts = make_update(loss, OPTIMIZER, ema_decay=0.9, accumulate=2)
+        by_shard = jax.vmap(sharded, (None, None, 0), axis_name="i")
+        moved = in_parts(state, key, {"x0": x0})[0]
+        return moved.params["w"], by_shard(state, key, {"x0": x0.reshape(2, 4, 3)})[0].params["w"]
+
+    in_parts, shards = both(start(), KEY, X0)
+    np.testing.assert_allclose(in_parts, moved_at_once(name), rtol=1e-12)
+    np.testing.assert_allclose(shards[0], moved_at_once(name), rtol=1e-12)
+
+
+@functools.cache
+def moved_at_once(name):
+    """Return the parameters after an update by a whole batch."""
+    update = jax.jit(make_update(LOSSES[name], OPTIMIZER, ema_decay=0.9))
+    return np.asarray(update(start(), KEY, {"x0": X0})[0].params["w"])
 
 
 @pytest.mark.parametrize("axis_name", [None, "data", "another"])
 def test_what_parallel_compiles_is_told_its_axis(axis_name):
     update = make_update(own_loss, OPTIMIZER, ema_decay=0.9, axis_name=axis_name)
-    wanted, _ = make_update(own_loss, OPTIMIZER, ema_decay=0.9)(start(), KEY, {"x0": X0})
     mesh = parallel.make_mesh(1)
     for step in (parallel.pmap(update), parallel.jit(update), parallel.mesh(update, mesh)):
         state, _ = step(start(), KEY, {"x0": X0})
-        np.testing.assert_allclose(state.params["w"], wanted.params["w"], rtol=1e-12)
+        np.testing.assert_allclose(state.params["w"], moved_at_once("own"), rtol=1e-12)
 
 
 def test_an_update_that_cannot_be_told_its_axis_is_refused_where_it_lacks_it():
@@ -97,12 +107,12 @@ def test_an_update_that_cannot_be_told_its_axis_is_refused_where_it_lacks_it():
     with pytest.raises(ValueError, match="`axis_name` is 'data', and no such axis is mapped"):
         jax.jit(named)(start(), KEY, {"x0": X0})
     moved, _ = parallel.pmap(lambda *args: named(*args))(start(), KEY, {"x0": X0})
-    np.testing.assert_allclose(moved.params["w"], update(start(), KEY, {"x0": X0})[0].params["w"])
+    np.testing.assert_allclose(moved.params["w"], moved_at_once("own"))
 
 
 def test_members_of_a_vmap_train_alone_without_an_axis():
     update = make_update(own_loss, OPTIMIZER, ema_decay=0.9)
-    many = jax.vmap(update, (None, 0, None), axis_name="members")
+    many = jax.jit(jax.vmap(update, (None, 0, None), axis_name="members"))
     states, _ = many(start(), jax.random.split(KEY, 2), {"x0": X0})
     assert jnp.abs(states.params["w"][0] - states.params["w"][1]).min() > 0
 
@@ -358,8 +368,6 @@ def test_weights_reach_their_limits_where_alpha_is_0(name, kind, process, dtype)
 @pytest.mark.parametrize("name", ["min_snr", "edm", "likelihood"])
 @pytest.mark.parametrize("kind", ["x0", "eps", "v", "score", "velocity"])
 def test_a_weighting_is_the_product_that_defines_it(name, kind):
-    from jaxdiff import predictions
-
     weighting = getattr(weightings, name)()
     for process in (processes.vp(), processes.cosine(), processes.ve(), processes.ddpm()):
         t = jnp.linspace(0.05, 0.95, 7) * process.t_max
