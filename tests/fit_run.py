@@ -2,10 +2,12 @@
 
     fit_run.py FOLDER NUM_STEPS CHECKPOINT_EVERY [RUNNING as JSON [HARM]]
 
+NUM_STEPS and RUNNING may be of several parts, `2,4` and a list, made by one process.
 Run in a process of its own by test_crashes.py; exits as the command line would. HARM is what goes
 wrong in this process alone: `fail`, or `seed` for another config.
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -17,13 +19,13 @@ from experiments.images.model import Config, open_images
 
 
 def main(folder, num_steps, checkpoint_every, running="{}", harm=""):
-    running = Running(**json.loads(running))
+    running = json.loads(running)
+    parts = [Running(**each) for each in (running if isinstance(running, list) else [running])]
     config = Config(
         width=16,
         depth=1,
         patch_size=4,
         batch_size=32,
-        num_steps=int(num_steps),
         decay_steps=60,
         warmup_steps=5,
         checkpoint_every=int(checkpoint_every),
@@ -32,12 +34,14 @@ def main(folder, num_steps, checkpoint_every, running="{}", harm=""):
     )
 
     def train():
-        running.start()
+        parts[0].start()
         if harm == "fail":
             raise OSError("as asked")
         images = open_images(config, "train")
-        with command.compiling_for("smoke"):
-            digits.fit(config, images, pathlib.Path(folder), running, progress=False)
+        for steps, running in zip(num_steps.split(","), parts, strict=True):
+            part = dataclasses.replace(config, num_steps=int(steps))
+            with command.compiling_for("smoke"):
+                digits.fit(part, images, pathlib.Path(folder), running, progress=False)
 
     return command.run("fit", train, [])
 

@@ -1,9 +1,10 @@
-"""Fifty updates in every parallel mode on eight forced devices; prints what they gave as JSON.
+"""Updates in every parallel mode on eight forced devices; prints what they gave as JSON.
 
     parallel_run.py DTYPE                 one process of eight devices
     parallel_run.py DTYPE PORT ID         process ID of two, of four devices each
 
-Run by test_parallel.py in processes of their own: the number of devices is fixed at the start.
+Fifty in float64, twenty in float32. Run by test_parallel.py in processes of their own: the number
+of devices is fixed at the start.
 """
 
 import json
@@ -22,12 +23,14 @@ from jaxdiff import losses, nn, numerics, processes, training
 from jaxdiff.training import distributed, parallel
 from jaxdiff.training.checkpoint import Checkpoints
 
-STEPS, BATCH = 50, 32
+STEPS = {"float32": 20, "float64": 50}
+BATCH = 32
 NETWORK_STEPS = 20
 
 
 def distance(one, other):
-    pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+    one, other = (jax.tree.leaves(jax.device_get(each)) for each in (one, other))
+    pairs = list(zip(one, other, strict=True))
     gap = sum(float(np.sum((a - b) ** 2)) for a, b in pairs)
     return float(np.sqrt(gap / sum(float(np.sum(b**2)) for _, b in pairs)))
 
@@ -101,7 +104,10 @@ def several_networks(dtype, batches, key):
 
 
 def wrapped_losses(batch, key):
-    """How far one step of a wrapped loss is from the plain one's, of gradients that are noise."""
+    """How far one step of a wrapped loss is from the plain one's, of gradients that are noise.
+
+    Each wrap has parameters of its own in one update, whose loss is the sum of theirs.
+    """
     optimizer = optax.sgd(1.0)
 
     def plain(params, key, batch):
@@ -113,22 +119,30 @@ def wrapped_losses(batch, key):
         found = jax.vmap(plain, (0, None, None))(many, key, batch)
         return jax.tree.map(lambda leaf: leaf[0], found)
 
-    def start():
-        return training.init({"w": jnp.ones(4, batch.dtype)}, optimizer, ema_decay=0.9)
-
     wraps = {"jit": jax.jit(plain), "checkpoint": jax.checkpoint(plain), "vmap": vmapped}
-    update = training.make_update(plain, optimizer, ema_decay=0.9)
-    wanted, _ = parallel.jit(update)(start(), key, {"x0": batch})
+
+    def wrapped(params, key, batch):
+        return sum(loss(params[name], key, batch)[0] for name, loss in wraps.items()), {}
+
+    def start(*names):
+        params = {name: {"w": np.ones(4, batch.dtype)} for name in names}
+        return training.init(params, optimizer, ema_decay=0.9)
+
+    update = training.make_update(
+        lambda params, *args: plain(params["plain"], *args), optimizer, ema_decay=0.9
+    )
+    wanted, _ = parallel.jit(update)(start("plain"), key, {"x0": batch})
+    for loss in wraps.values():  # traced before, at the shape of a part
+        jax.eval_shape(loss, {"w": np.ones(4, batch.dtype)}, key, {"x0": batch[:2]})
+    update = training.make_update(wrapped, optimizer, ema_decay=0.9, accumulate=2)
     found = {}
-    for name, loss in wraps.items():
-        loss(start().params, key, {"x0": batch[:2]})  # traced before, at the shape of a part
-        update = training.make_update(loss, optimizer, ema_decay=0.9, accumulate=2)
-        for mode, step in {
-            "pmap": parallel.pmap(update),
-            "mesh": parallel.mesh(update, parallel.make_mesh(8)),
-        }.items():
-            end, _ = step(start(), key, {"x0": batch})
-            found[f"{name} {mode}"] = distance(end.params, wanted.params)
+    for mode, step in {
+        "pmap": parallel.pmap(update),
+        "mesh": parallel.mesh(update, parallel.make_mesh(8)),
+    }.items():
+        end, _ = step(start(*wraps), key, {"x0": batch})
+        for name in wraps:
+            found[f"{name} {mode}"] = distance(end.params[name], wanted.params["plain"])
     return found
 
 
@@ -144,7 +158,7 @@ def main(dtype, port=None, process_id=None):
     apply = nn.on_log_snr(apply, process.log_snr)
     optimizer = optax.adamw(1e-3)
     loss_fn = losses.denoising(apply, process, prediction="v")
-    batches = np.random.default_rng(0).normal(size=(STEPS, BATCH, 4)).astype(dtype)
+    batches = np.random.default_rng(0).normal(size=(STEPS[dtype], BATCH, 4)).astype(dtype)
     share = BATCH // jax.process_count()
     mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     key = jax.random.key(0)
@@ -156,38 +170,41 @@ def main(dtype, port=None, process_id=None):
         return training.make_update(loss_fn, optimizer, ema_decay=0.9, **options)
 
     compiled = jax.jit(jax.checkpoint(loss_fn))
-    compiled(params, key, {"x0": batches[0][:2]})  # traced before, at the shape of a part
+    jax.eval_shape(
+        compiled, params, key, {"x0": batches[0][:2]}
+    )  # traced before, at the shape of a part
 
     by_data, by_both = parallel.make_mesh(8), parallel.make_mesh(4, 2)
     by_fsdp = parallel.make_mesh(1, 8)
-    modes = {
-        "jit": (parallel.jit(update()), start()),
-        "jit in parts": (parallel.jit(update(accumulate=4)), start()),
-        "pmap": (parallel.pmap(update()), start()),
-        "mesh": (parallel.mesh(update(), by_data), parallel.init(start, by_data)),
-        "mesh fsdp": (
-            parallel.mesh(update(), by_both, fsdp=True, donate=True),
-            parallel.init(start, by_both, fsdp=True),
-        ),
-        "mesh all fsdp": (
-            parallel.mesh(update(accumulate=2), by_fsdp, fsdp=True),
-            parallel.init(start, by_fsdp, fsdp=True),
-        ),
-        "pmap of a compiled loss in parts": (
-            parallel.pmap(update(compiled, axis_name=parallel.AXIS, accumulate=2)),
-            start(),
-        ),
-        "mesh of a compiled loss": (
-            parallel.mesh(update(compiled, accumulate=2), by_data),
-            parallel.init(start, by_data),
-        ),
-    }
-    if port is not None:  # collectives between processes are slow here
-        modes = {name: modes[name] for name in ("jit", "pmap", "mesh fsdp")}
-    elif dtype == "float32":  # all modes are held to 1e-10 in float64
-        modes = {
-            name: modes[name] for name in ("jit", "pmap", "mesh", "mesh fsdp", "mesh all fsdp")
-        }
+    names = ["jit", "pmap", "mesh fsdp"]
+    if port is None:  # collectives between processes are slow here
+        names += ["mesh", "mesh all fsdp"]
+    if port is None and dtype == "float64":
+        names += ["jit in parts", "pmap of a compiled loss in parts", "mesh of a compiled loss"]
+
+    def mode(name):
+        """Return the compiled update and the state that it begins with."""
+        if name == "jit":
+            return parallel.jit(update()), start()
+        if name == "jit in parts":
+            return parallel.jit(update(accumulate=4)), start()
+        if name == "pmap":
+            return parallel.pmap(update()), start()
+        if name == "pmap of a compiled loss in parts":
+            options = {"axis_name": parallel.AXIS, "accumulate": 2}
+            return parallel.pmap(update(compiled, **options)), start()
+        if name == "mesh":
+            return parallel.mesh(update(), by_data), parallel.init(start, by_data)
+        if name == "mesh of a compiled loss":
+            step = parallel.mesh(update(compiled, accumulate=2), by_data)
+            return step, parallel.init(start, by_data)
+        if name == "mesh fsdp":
+            step = parallel.mesh(update(), by_both, fsdp=True, donate=True)
+            return step, parallel.init(start, by_both, fsdp=True)
+        step = parallel.mesh(update(accumulate=2), by_fsdp, fsdp=True)
+        return step, parallel.init(start, by_fsdp, fsdp=True)
+
+    modes = {name: mode(name) for name in names}
     ends, losses_seen, placed = {}, {}, {}
     for name, (step, state) in modes.items():
         seen = []
@@ -213,7 +230,7 @@ def main(dtype, port=None, process_id=None):
         }.items():
             step = mode.compile(update(axis_name=mode.axis_name), donate=True, scanned=True)
             state = jax.device_put(start(), mode.shardings(start()))
-            for five in batches.reshape(STEPS // 5, 5, BATCH, 4):
+            for five in batches.reshape(-1, 5, BATCH, 4):
                 batch = mode.place_batch({"x0": five}, True)
                 state, metrics = step(state, parallel.everywhere(key, mode.whole), batch)
             assert metrics["loss"].shape == (5,)

@@ -34,9 +34,12 @@ def fit(folder, num_steps=STEPS, devices=1, **running):
 
 @functools.cache
 def unharmed():
+    """What nothing harmed: the state after 20 steps and at the end, and the metrics."""
     with tempfile.TemporaryDirectory() as folder:
-        restored = fit(pathlib.Path(folder))
-        return restored.state, runs.read_metrics(pathlib.Path(folder) / runs.METRICS)
+        fit(pathlib.Path(folder))
+        checkpoints = Checkpoints(pathlib.Path(folder) / "checkpoints")
+        states = {step: checkpoints.restore(step=step).state for step in (20, STEPS)}
+        return states, runs.read_metrics(pathlib.Path(folder) / runs.METRICS)
 
 
 def distance(one, other):
@@ -87,11 +90,11 @@ def kill_and_compare(folder, seed, kills):
     command = [sys.executable, str(SCRIPT), str(folder), str(STEPS), "5"]
     code, err = killed_again_and_again(folder, seed, kills, command)
     assert code == 0, err
-    state, metrics = unharmed()
+    states, metrics = unharmed()
     restored = Checkpoints(folder / "checkpoints").restore()
     assert restored.step == STEPS
     for (path, got), (_, wanted) in zip(
-        *(jax.tree.leaves_with_path(each) for each in (restored.state, state)), strict=True
+        *(jax.tree.leaves_with_path(each) for each in (restored.state, states[STEPS])), strict=True
     ):
         np.testing.assert_array_equal(got, wanted, err_msg=jax.tree_util.keystr(path))
     # every step was made once, of the same batch and noise
@@ -112,9 +115,9 @@ def test_a_run_moves_from_one_device_to_a_mesh_of_eight_to_pmap_on_four(tmp_path
     fit(tmp_path, 20)
     fit(tmp_path, 40, devices=8, parallel="mesh", fsdp=2)
     moved = fit(tmp_path, devices=4, parallel="pmap")
-    state, metrics = unharmed()
+    states, metrics = unharmed()
     for name in ("params", "ema"):
-        gap = distance(moved.state[name], state[name])
+        gap = distance(moved.state[name], states[STEPS][name])
         print(f"{name} differ by {gap:.1e}")
         assert gap < 1e-5
     assert [line["step"] for line in runs.read_metrics(tmp_path / runs.METRICS)] == [
@@ -125,22 +128,38 @@ def test_a_run_moves_from_one_device_to_a_mesh_of_eight_to_pmap_on_four(tmp_path
 PMAP, MESH = {"parallel": "pmap"}, {"parallel": "mesh", "fsdp": 8}
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [((30, MESH),), pytest.param(((20, PMAP), (40, MESH)), marks=pytest.mark.slow)],
-    ids=("once", "twice"),
-)
-def test_two_processes_of_four_devices_save_one_run_and_resume_it(parts, tmp_path):
+def by_two(folder, num_steps, mode, others=(), harm=()):
+    """Start two processes of four devices, which make `others` too, the second one harmed."""
+    shared = {"coordinator_address": f"localhost:{free_port()}", "num_processes": 2}
+    shared["distributed"] = True
+    options = [
+        json.dumps([{**mode, **shared, "process_id": process_id}, *others])
+        for process_id in range(2)
+    ]
+    return [
+        start(4, SCRIPT, folder, num_steps, 20, options[0]),
+        start(4, SCRIPT, folder, num_steps, 20, options[1], *harm),
+    ]
+
+
+def test_two_processes_of_four_devices_save_one_run_and_resume_it(tmp_path):
+    """By pmap, and what that saved on a mesh; then one device has all to itself."""
+    finish(by_two(tmp_path, "2,4", PMAP, [MESH]))
+    ended = fit(tmp_path, 20)
+    states, metrics = unharmed()
+    assert distance(ended.state["params"], states[20]["params"]) < 1e-5
+    found, wanted = (losses(each) for each in (runs.read_metrics(tmp_path / runs.METRICS), metrics))
+    assert found == pytest.approx({step: wanted[step] for step in range(1, 21)}, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [((30, MESH),), ((20, PMAP), (40, MESH))], ids=("once", "twice"))
+def test_two_processes_make_most_of_a_run(parts, tmp_path):
     for num_steps, mode in parts:
-        others = {"coordinator_address": f"localhost:{free_port()}", "num_processes": 2}
-        options = [
-            {**mode, "distributed": True, **others, "process_id": process_id}
-            for process_id in range(2)
-        ]
-        finish([start(4, SCRIPT, tmp_path, num_steps, 20, json.dumps(each)) for each in options])
-    ended = fit(tmp_path)  # by one process on one device
-    state, metrics = unharmed()
-    assert distance(ended.state["params"], state["params"]) < 1e-5
+        finish(by_two(tmp_path, num_steps, mode))
+    ended = fit(tmp_path)
+    states, metrics = unharmed()
+    assert distance(ended.state["params"], states[STEPS]["params"]) < 1e-5
     found = losses(runs.read_metrics(tmp_path / runs.METRICS))
     assert found == pytest.approx(losses(metrics), rel=1e-4)
 
@@ -170,25 +189,12 @@ def test_images_are_the_same_by_one_device_eight_and_two_processes(by, tmp_path)
     assert np.abs(found.astype(int) - images).max() <= 16  # by one of the 17 levels
 
 
-def two(folder, harm=(), num_steps=20):
-    """Start two processes of four devices, one of which may be harmed."""
-    others = {"coordinator_address": f"localhost:{free_port()}", "num_processes": 2}
-    options = [
-        json.dumps({"parallel": "pmap", "distributed": True, **others, "process_id": i})
-        for i in range(2)
-    ]
-    return [
-        start(4, SCRIPT, folder, num_steps, 20, options[0]),
-        start(4, SCRIPT, folder, num_steps, 20, options[1], *harm),
-    ]
-
-
 @pytest.mark.parametrize(
     ("harm", "said"),
     [pytest.param("fail", "OSError", marks=pytest.mark.slow), ("seed", "`config`")],
 )
 def test_a_process_that_fails_takes_the_other_down_at_once(tmp_path, harm, said):
-    running = two(tmp_path, (harm,))
+    running = by_two(tmp_path, 20, PMAP, harm=(harm,))
     began = time.monotonic()
     errors = [process.communicate(timeout=120)[1] for process in running]
     assert all(process.returncode not in (0, STOPPED_EXIT_CODE) for process in running)
@@ -199,7 +205,7 @@ def test_a_process_that_fails_takes_the_other_down_at_once(tmp_path, harm, said)
 
 @pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
-    running = two(tmp_path, num_steps=100_000)
+    running = by_two(tmp_path, 100_000, PMAP)
     while not runs.read_metrics(tmp_path / runs.METRICS):
         assert running[0].poll() is None
         time.sleep(0.05)

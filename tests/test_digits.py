@@ -113,7 +113,8 @@ def fit(folder, num_steps):
     config = dataclasses.replace(PRESETS["smoke"], num_steps=num_steps, decay_steps=20)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         images = open_images(config, "train")
-        digits.fit(config, images, folder, Running(), progress=False)
+        with command.compiling_for("smoke"):  # the program of `trained`
+            digits.fit(config, images, folder, Running(), progress=False)
         return digits.restore(folder)[1]
 
 
@@ -399,7 +400,7 @@ def test_averages_are_kept_chosen_made_and_exported(capsys, tmp_path):
     )
     running = Running(keep_every=5)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        config = dataclasses.replace(config, checkpoint_every=5)
+        config = dataclasses.replace(config, checkpoint_every=5, num_steps=15)
         digits.fit(config, open_images(config, "train"), tmp_path, running, progress=False)
     exported = {}
     for name, options in {
@@ -512,6 +513,7 @@ def test_gradients_are_clipped():
     np.testing.assert_allclose(second_update(1e6), second_update(1.0), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_where_asked(tmp_path, capsys):
     config = dataclasses.replace(
         PRESETS["smoke"], decay_steps=20, learning_rate=1e10, clip_norm=1e10, warmup_steps=0

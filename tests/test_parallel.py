@@ -19,14 +19,12 @@ ALONE = ("jit in parts", "mesh", "mesh all fsdp", "handed on")
 ALONE += ("pmap of a compiled loss in parts", "mesh of a compiled loss")
 SCANNED = ("scanned jit", "scanned pmap", "scanned mesh")
 CASES = [
-    *(
-        pytest.param("float64", 1, mode, marks=pytest.mark.slow)
-        for mode in (*SHARED, *ALONE, *SCANNED)
-    ),
-    *(("float32", 1, mode) for mode in (*SHARED, "mesh", "mesh all fsdp")),
-    # in float32 two processes are held to one by test_crashes.py
+    *(("float64", 1, mode) for mode in (*SHARED, *ALONE, *SCANNED)),
     *(("float64", 2, mode) for mode in SHARED),
 ]
+CASES = [pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
+# in float32 two processes are held to one by test_crashes.py
+CASES += [("float32", 1, mode) for mode in (*SHARED, "mesh", "mesh all fsdp")]
 
 each_dtype = pytest.mark.parametrize(
     "dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)]
@@ -78,17 +76,24 @@ def found(dtype, num_processes):
 @pytest.mark.parametrize(("dtype", "num_processes", "mode"), CASES)
 def test_every_mode_ends_with_the_parameters_of_one_device(dtype, num_processes, mode):
     results = found(dtype, num_processes)
-    print(f"after 50 steps {results['distances'][mode]:.1e}, moved {results['moved']:.2f}")
+    print(f"in the end {results['distances'][mode]:.1e}, moved {results['moved']:.2f}")
     assert results["distances"][mode] < TOLERANCE[dtype]
     assert results["ema"][mode] < TOLERANCE[dtype]
     assert results["moved"] > 0.02
 
 
-@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_an_examples_noise_is_the_same_in_every_mode(num_processes):
-    losses = found("float64", num_processes)["first losses"]
+@pytest.mark.parametrize(
+    ("dtype", "num_processes"),
+    [
+        ("float32", 1),
+        *(pytest.param("float64", count, marks=pytest.mark.slow) for count in (1, 2)),
+    ],
+)
+def test_an_examples_noise_is_the_same_in_every_mode(dtype, num_processes):
+    losses = found(dtype, num_processes)["first losses"]
+    rel = {"float32": 1e-6, "float64": 1e-12}[dtype]
     for mode in losses:
-        assert losses[mode] == pytest.approx(losses["jit"], rel=1e-12), mode
+        assert losses[mode] == pytest.approx(losses["jit"], rel=rel), mode
 
 
 @each_dtype

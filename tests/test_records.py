@@ -237,7 +237,7 @@ def test_a_prepared_loss_splits_its_key_as_a_loss_of_levels_always_did():
         jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("flip", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_rows_that_a_batch_numbers_are_prepared_as_in_the_whole(flip):
     prepare = data.dequantized_images(17, flip=flip)
     batch, numbers = images(), np.array([5, 0, 7])
