@@ -83,7 +83,7 @@ def text_to_image(
     editing.check(loaded)
     size = image_size(loaded, height, width)
     edited = edit(loaded, editing, size)
-    conditioning = condition(loaded, asked)
+    conditioning = condition(loaded, asked, size)
     labels = conditioning.labels(num)
     draw = make_draw(
         guided,

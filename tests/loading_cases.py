@@ -29,11 +29,11 @@ def component(folder, name, kind, stem="diffusion_pytorch_model", **change):
     return golden
 
 
-def tokens(folder):
+def tokens(folder, name="sd1"):
     """Write the folder of a tokenizer."""
     config = common.read("tokenizer").config
     write_json(folder / "vocab.json", config["vocab"])
-    write_json(folder / "tokenizer_config.json", config["sd1"])
+    write_json(folder / "tokenizer_config.json", config[name])
     (folder / "merges.txt").write_text("\n".join(config["merges"]), encoding="utf-8")
     return config["prompts"]
 

@@ -156,7 +156,7 @@ def test_latents_of_prompts_have_the_librarys_likelihood(
 def test_each_image_has_its_own_prompt(folders):
     loaded = pretrained.load(folders["text"] / "text_encoder")
     loaded = pretrained.Denoising(None, None, None, loaded, {})
-    rows = likelihoods.given_to(loaded, PROMPTS)
+    rows = likelihoods.given_to(loaded, PROMPTS, (8, 8))
     encode = jax.jit(loaded.text.encode)
     for row, prompt in zip(rows, PROMPTS, strict=True):
         wanted = encode(loaded.text.params, loaded.text.tokenize([prompt]))[0]

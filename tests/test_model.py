@@ -187,6 +187,11 @@ def taking(time):
         (lambda: denoisers.preconditioned(apply, VP, noise_level="t"), "`noise_level` must be one"),
         (lambda: denoisers.preconditioned(taking("t"), VP), "before it went through on_log_snr"),
         (lambda: denoisers.preconditioned(taking("log_snr"), VP), 'give `noise_level="log_snr"`'),
+        (lambda: denoisers.preconditioned(taking("step"), VP), "takes steps .* a function from"),
+        (
+            lambda: denoisers.preconditioned(taking("step"), VP, noise_level="log_snr"),
+            "takes steps .* got 'log_snr'",
+        ),
         (
             lambda: model_of(VP, "x0", lambda params, x, *_, key=None: x[:2]).denoiser(None)(X0, 1),
             "`apply` must return the shape",
@@ -202,3 +207,22 @@ def test_a_preconditioned_network_of_log_snr_takes_times():
     made = denoisers.preconditioned(taking("log_snr"), VP, noise_level="log_snr")
     assert made.time == "t"
     losses.denoising(Model(made, VP, "x0"))  # which refuses networks of log-SNR
+
+
+def test_a_preconditioned_network_of_steps_sees_what_a_function_makes_of_log_snr():
+    chain = processes.ddpm(100)
+
+    def step(log_snr):
+        return chain.time_of_log_snr(log_snr) * 100 - 1
+
+    def raw(params, x, n, cond=None, *, key=None):
+        return jnp.full_like(x, n)
+
+    raw.time = "step"
+    made = denoisers.preconditioned(raw, chain, noise_level=step)
+    one = jnp.ones((1, 1))
+    known = denoisers.preconditioned(lambda *_, key=None: one, chain)
+    zero = denoisers.preconditioned(lambda *_, key=None: 0 * one, chain)
+    t = jnp.asarray(0.3)
+    outer = known(None, one, t) - zero(None, one, t)
+    np.testing.assert_allclose((made(None, one, t) - zero(None, one, t)) / outer, 29, rtol=1e-9)

@@ -13,6 +13,9 @@ HERE = Path(__file__).parent
 PYTHON = HERE.parent / ".venv-peers" / "bin" / "python"
 SCRIPTS = sorted({path.stem for path in (HERE / "peers").glob("*.py")} - {"common"})
 
+PYTEST = ("-q", "-p", "no:cacheprovider", "-m", "slow or not slow", "-k", "not full_size")
+"""Every variant of a model, those that take long too."""
+
 pytestmark = pytest.mark.slow
 
 
@@ -27,7 +30,7 @@ def test_models_equal_their_sources_with_other_seeds_and_sizes(name, tmp_path):
     script(name, "--out", tmp_path, "--seed", 1, "--larger")
     tests = HERE / f"test_pretrained_{name}.py"
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
+        [sys.executable, "-m", "pytest", *PYTEST, tests],
         env=os.environ | {"JAXDIFF_GOLDENS": str(tmp_path)},
         cwd=HERE.parent,
         capture_output=True,
@@ -44,7 +47,9 @@ def test_goldens_are_what_their_scripts_write(name, tmp_path):
         assert fresh[:3] == stored[:3]
         assert fresh.arrays.keys() == stored.arrays.keys()
         for key, array in stored.arrays.items():
-            np.testing.assert_allclose(fresh.arrays[key], array, rtol=1e-8, atol=1e-10)
+            narrow = array.dtype == np.float32  # whose sums depend on the number of threads
+            rtol, atol = (1e-5, 1e-5 * np.abs(array).max()) if narrow else (1e-8, 1e-10)
+            np.testing.assert_allclose(fresh.arrays[key], array, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -170,7 +170,7 @@ def test_what_is_damaged_or_of_another_network_is_said_with_its_file(copy):
         ("unet/config.json", {"act_fn": "mish"}, r"unet: `act_fn` of the config.*'mish'"),
         ("vae/config.json", {"latents_mean": [1.0]}, r"vae: `latents_mean`"),
         ("scheduler/scheduler_config.json", {"thresholding": True}, "config.json: `thresholding`"),
-        ("model_index.json", {"text_encoder_2": ["transformers", "X"]}, "text_encoder_2"),
+        ("model_index.json", {"text_encoder_2": ["transformers", "X"]}, "no folder of that name"),
         ("model_index.json", {"controlnet": ["diffusers", "X"]}, "controlnet.*one by one"),
         ("model_index.json", {"unet": [None, None]}, "one unet or transformer"),
     ],

@@ -27,6 +27,7 @@ def files(case):
         "vocab__json": CONFIG["vocab"],
         "merges__txt": "#version: 0.2\n" + "\n".join(CONFIG["merges"]) + "\n",
         "tokenizer_config__json": CONFIG[case],
+        **({"special_tokens_map__json": CONFIG[f"{case}.map"]} if f"{case}.map" in CONFIG else {}),
     }
 
 
@@ -40,7 +41,8 @@ def test_tokens_are_those_of_transformers(tmp_path, case, form):
     if form == "split":
         options = dict(CONFIG[case])
         names = ("bos_token", "eos_token", "unk_token", "pad_token")
-        contents["special_tokens_map__json"] = {name: options.pop(name) for name in names}
+        own = {name: options.pop(name) for name in names}
+        contents["special_tokens_map__json"] = own | CONFIG.get(f"{case}.map", {})
         contents["tokenizer_config__json"] = options
     found = tokenizer.read(written(tmp_path, **contents))(CONFIG["prompts"])
     assert found.dtype == np.int32

@@ -225,7 +225,8 @@ def test_pixels_are_clipped_as_the_scheduler_says(folders, tmp_path, monkeypatch
 
 
 def test_what_of_a_prompt_does_not_fit_is_said(folders, capsys):
-    condition(known(folders["text"]), Asked(prompt="The cat " * 5, negative_prompt="the"))
+    asked = Asked(prompt="The cat " * 5, negative_prompt="the")
+    condition(known(folders["text"]), asked, (8, 8))
     said = capsys.readouterr().err
     assert "--prompt has more than the 9 tokens that its encoder takes" in said
     assert "left out: 'cat The cat'" in said

@@ -17,18 +17,19 @@ TEXT = {
 
 
 def index(folder, kind, parts):
-    cases.write_json(folder / "model_index.json", {"_class_name": kind, **dict(parts)})
+    content = {"_class_name": kind, "_diffusers_version": "0.42.1", **dict(parts)}
+    cases.write_json(folder / "model_index.json", content)
     cases.write_json(folder / "scheduler" / "scheduler_config.json", cases.SCHEDULER)
 
 
-def text_encoder(folder, width=12):
-    """The golden's text encoder, of the width that the goldens' U-Nets attend to."""
-    golden = common.read("clip_sd1")
-    num_tokens = len(common.read("tokenizer").config["vocab"])
-    sizes = {golden.config["hidden_size"]: width, golden.config["vocab_size"]: num_tokens}
+def text_encoder(folder, name="clip_sd1", **change):
+    """The golden's text encoder, of the sizes that the goldens' U-Nets attend to."""
+    golden = common.read(name)
+    change |= {"vocab_size": len(common.read("tokenizer").config["vocab"])}
+    sizes = {golden.config[key]: size for key, size in change.items()}
     shapes = {n: tuple(sizes.get(s, s) for s in shape) for n, shape in golden.shapes.items()}
-    config = golden.config | {"hidden_size": width, "vocab_size": num_tokens}
-    cases.write_json(folder / "config.json", config | {"architectures": ["CLIPTextModel"]})
+    config = {"architectures": ["CLIPTextModel"], **golden.config, **change}
+    cases.write_json(folder / "config.json", config)
     weights = {name: common.weight(name, shape, 0) for name, shape in shapes.items()}
     save_file(weights, folder / "model.safetensors")
 
@@ -52,7 +53,26 @@ def text_pipeline(folder, name="unet_sd1"):
     cases.tokens(folder / "tokenizer")
     network(folder / "unet", name, "UNet2DConditionModel", sample_size=4)
     cases.component(folder / "vae", "autoencoder_sd", "AutoencoderKL")
-    text_encoder(folder / "text_encoder")
+    text_encoder(folder / "text_encoder", hidden_size=12)
+    return folder
+
+
+def two_text_pipeline(folder):
+    """One of SDXL's kind: images 8 x 8 of latents 4 x 4, nothing in particular being zeros."""
+    unet = ("unet", ["diffusers", "UNet2DConditionModel"])
+    second = {
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "force_zeros_for_empty_prompt": True,
+    }
+    index(folder, "StableDiffusionXLPipeline", [SCHEDULER, VAE, unet, *(TEXT | second).items()])
+    cases.tokens(folder / "tokenizer")
+    cases.tokens(folder / "tokenizer_2", "sd2")
+    network(folder / "unet", "unet_sdxl", "UNet2DConditionModel", sample_size=4)
+    cases.component(folder / "vae", "autoencoder_sd", "AutoencoderKL")
+    text_encoder(folder / "text_encoder", hidden_size=4)
+    wide = {"hidden_size": 8, "projection_dim": 10, "eos_token_id": 2}
+    text_encoder(folder / "text_encoder_2", "clip_projected", **wide)
     return folder
 
 

@@ -79,8 +79,9 @@ class Conditioning(NamedTuple):
 
     Attributes:
         takes: as :func:`taken` says it.
-        given: the tokens of the prompt (L, D), the label or None for all in turn; or nothing.
-        null: what stands for nothing: tokens (L, D), or a label.
+        given: the tokens of the prompt (L, D), or a mapping of them and what else describes an
+            image; the label or None for all in turn; or nothing.
+        null: what stands for nothing: likewise, or a label.
         num_classes: of the labels.
     """
 
@@ -106,28 +107,43 @@ class Conditioning(NamedTuple):
             return labels.astype(np.int32)
         if self.takes == "nothing":
             return None
-        tokens = np.broadcast_to(self.given, (len(labels), *self.given.shape))
+
+        def spread(leaf: np.ndarray) -> np.ndarray:
+            return np.broadcast_to(leaf, (len(labels), *leaf.shape))
+
+        given = jax.tree.map(spread, self.given)
         if beside is None:
-            return tokens
-        spread = np.broadcast_to(beside, (len(labels), *beside.shape[1:]))
-        return {"tokens": tokens, "beside": spread}
+            return given
+        named = given if isinstance(given, dict) else {"tokens": given}
+        return {**named, "beside": spread(beside[0])}
 
 
-def condition(loaded: Denoising, asked: Asked) -> Conditioning:
-    """Encode what images are to be of, once for all of them; see :func:`encoded`."""
+def condition(loaded: Denoising, asked: Asked, size: tuple[int, int]) -> Conditioning:
+    """Encode what images of a size (H, W) are to be of, once for all of them; see :func:`encoded`.
+
+    Where zeros stand for no prompt, they do unless there is a negative one.
+    """
     takes = taken(loaded)
     if takes == "classes":
         return Conditioning(takes, asked.label, loaded.num_classes, loaded.num_classes)
     if loaded.text is None:
         return Conditioning(takes)
     given = {"--prompt": asked.prompt or "", "--negative-prompt": asked.negative_prompt or ""}
-    return Conditioning(takes, *encoded(loaded.text, given))
+    found = encoded(loaded.text, given, size)
+    to, away = (jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in (0, 1))
+    if loaded.text.null_is_zero and asked.negative_prompt is None:
+        away = {
+            name: leaf if name == "sizes" else np.zeros_like(leaf) for name, leaf in away.items()
+        }
+    return Conditioning(takes, to, away)
 
 
-def encoded(text: TextEncoder, given: Mapping[str, str]) -> np.ndarray:
+def encoded(text: TextEncoder, given: Mapping[str, str], size: tuple[int, int]) -> PyTree:
     """Return the encodings (N, L, D) of prompts, by what each is called.
 
-    What of a prompt does not fit is said on stderr.
+    What of a prompt does not fit is said on stderr. Encoders of SDXL give a mapping of them, of
+    the vectors `pooled` (N, P), and of `sizes` (N, 6): height and width of an image before it was
+    cropped, where the crop begins, and its height and width, all of it here.
 
     Raises:
         Refusal: if the weights have no tokenizer.
@@ -142,7 +158,11 @@ def encoded(text: TextEncoder, given: Mapping[str, str]) -> np.ndarray:
                 f"left out: {left.strip()!r}",
                 file=sys.stderr,
             )
-    return np.asarray(jax.jit(text.encode)(text.params, tokens))
+    found = jax.tree.map(np.asarray, jax.jit(text.encode)(text.params, tokens))
+    if not text.pools:
+        return found
+    sizes = np.asarray([*size, 0, 0, *size], np.float32)
+    return {**found, "sizes": np.broadcast_to(sizes, (len(prompts), len(sizes)))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +206,8 @@ class Guided(NamedTuple):
         if self.scale == 1.0:
             return {"network": self.loaded.params}
         numbers = self.guidance.numbers(self.scale)
-        return {"network": self.loaded.params, "null": np.asarray(null), **numbers}
+        null = jax.tree.map(np.asarray, null)
+        return {"network": self.loaded.params, "null": null, **numbers}
 
     def denoiser(self, shared: PyTree, cond: PyTree = None) -> Any:
         """Return the denoiser, (x_t, t, cond) -> x0_hat, or of known conditioning (x_t, t)."""
@@ -199,7 +220,7 @@ class Guided(NamedTuple):
         def of(cond: PyTree) -> Denoiser:
             null = shared["null"]
             if isinstance(cond, dict):
-                null = {**cond, "tokens": null}
+                null = {**cond, **(null if isinstance(null, dict) else {"tokens": null})}
             guided = guidance.classifier_free_batched(plain, cond, null, shared["scale"], rule=rule)
             alone = denoisers.conditioned(plain, cond)
             guided = self.guidance.within(model.process, guided, alone, shared)

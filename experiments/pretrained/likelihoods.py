@@ -84,8 +84,9 @@ def measure(
     process = flows.until_start(loaded.model.process, loaded.model.prediction)
     t_min = _start(loaded, process, protocol)
     key_x, key_probes = jax.random.split(jax.random.key(protocol.seed))
-    cond = given_to(loaded, rows)
     encoder, levels = loaded.autoencoder, _colours(loaded, images)
+    height, width = levels.shape[1:3]
+    cond = given_to(loaded, rows, (height, width))
     num_dims = _size(loaded, levels, cond)
     at_once = protocol.batch_size
     if at_once is None:
@@ -152,13 +153,17 @@ def encoded(
     return np.concatenate(parts)[: len(levels)]
 
 
-def given_to(loaded: Denoising, rows: Sequence[Any]) -> np.ndarray | None:
-    """Return what the network is given for N prompts or labels; None where it takes neither."""
+def given_to(loaded: Denoising, rows: Sequence[Any], size: tuple[int, int]) -> PyTree:
+    """Return what the network is given for images of a size (H, W) and of N prompts or labels.
+
+    None where it takes neither; see `conditioning.encoded`.
+    """
     if loaded.text is None:
         return None if conditioning.taken(loaded) == "nothing" else np.asarray(rows, np.int32)
     prompts = sorted(set(rows))
-    found = conditioning.encoded(loaded.text, {f"The prompt {each!r}": each for each in prompts})
-    return found[[prompts.index(each) for each in rows]]
+    names = {f"The prompt {each!r}": each for each in prompts}
+    chosen = [prompts.index(each) for each in rows]
+    return jax.tree.map(lambda leaf: leaf[chosen], conditioning.encoded(loaded.text, names, size))
 
 
 def _start(loaded: Denoising, process: Process, protocol: Protocol) -> Array:

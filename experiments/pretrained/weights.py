@@ -77,10 +77,11 @@ def _check(loaded: Denoising, path: str, decodes: bool) -> None:
             f"--weights: {path} has no text encoder, without which its network makes nothing. Give "
             "the folder of the pipeline."
         )
-    if config.get("addition_embed_type") is not None:
+    added = config.get("addition_embed_type") is not None
+    if added and (loaded.text is None or not loaded.text.pools):
         raise Refusal(
-            f"--weights: the network of {path} takes a pooled text and sizes, as that of SDXL, "
-            "which this command does not make. Call it from Python."
+            f"--weights: the network of {path} takes a pooled text and sizes, as that of SDXL, for "
+            "which two text encoders must lie beside it. Give the folder of the pipeline."
         )
     channels = num_channels(loaded)
     if loaded.autoencoder is None:

@@ -126,7 +126,7 @@ def imported(
         directory = command.open_run(run_dir, config)
         if directory is None:
             return
-        conditioning = condition(loaded, asked)
+        conditioning = condition(loaded, asked, size)
         by = factor(loaded)
         world = World(
             guided,

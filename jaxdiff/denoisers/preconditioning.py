@@ -127,6 +127,11 @@ def preconditioned(
         raise ValueError("`apply` takes times: give the network before it went through on_log_snr.")
     if time == "log_snr" and noise_level == "edm":
         raise ValueError('`apply` takes log-SNR for its time: give `noise_level="log_snr"`.')
+    if time == "step" and isinstance(noise_level, str):
+        raise ValueError(
+            "`apply` takes steps for its time: give `noise_level`, a function from log-SNR to the "
+            f"step; got {noise_level!r}."
+        )
 
     def apply_at_time(
         params: PyTree, x_t: Array, t: Array, cond: PyTree = None, *, key: Key | None = None

@@ -17,7 +17,7 @@ from jaxdiff.pretrained.errors import WeightsError
 __all__ = ["fetch", "is_id", "needed"]
 
 _TEXT = ("*.json", "*.txt")
-_UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "*/checkpoint-*")
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "vae_*", "*/checkpoint-*")
 """Folders of pipelines that nothing here reads."""
 _PATIENCE = 0.6
 

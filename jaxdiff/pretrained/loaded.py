@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from jaxdiff.denoisers import Model
 from jaxdiff.pretrained.schedulers import Schedule
-from jaxdiff.pretrained.tokenizer import Tokenizer
 from jaxdiff.typing import Array, PyTree
 
 __all__ = ["Autoencoder", "Denoising", "TextEncoder", "Vision"]
@@ -33,15 +32,24 @@ class TextEncoder(NamedTuple):
 
     Attributes:
         params: its parameters.
-        tokenize: prompts -> int32 (B, L); its `cut` says what is left out of those too long.
-        encode: (params, tokens (B, L)) -> (B, L, D).
+        tokenize: a `Tokenizer`, prompts -> int32 (B, L); its `cut` says what is left out of those
+            too long.
+        encode: (params, tokens (B, L)) -> (B, L, D); of two encoders together, as SDXL has them,
+            (params, tokens (B, 2, L)) -> {"tokens": (B, L, D), "pooled": (B, P)}.
         config: of its file.
+        apply: (params, tokens, skip=0) -> `nn.Text`: from before the last `skip` blocks, and the
+            vector of the prompt too; None of two.
+        pools: whether `encode` gives a mapping.
+        null_is_zero: whether zeros stand for no prompt, and not the empty one.
     """
 
     params: PyTree
-    tokenize: Tokenizer
-    encode: Callable[[PyTree, Array], Array]
+    tokenize: Any
+    encode: Callable[[PyTree, Array], Any]
     config: Mapping[str, Any]
+    apply: Any = None
+    pools: bool = False
+    null_is_zero: bool = False
 
 
 class Vision(NamedTuple):

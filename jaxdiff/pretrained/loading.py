@@ -27,6 +27,7 @@ from jaxdiff.pretrained import (
     schedulers,
     sit,
     tokenizer,
+    two_texts,
     unet,
 )
 from jaxdiff.pretrained.errors import WeightsError
@@ -135,8 +136,9 @@ _PARTS = {
     "transformer": Denoising,
     "vae": Autoencoder,
     "text_encoder": TextEncoder,
+    "text_encoder_2": TextEncoder,
 }
-_BESIDE = ("scheduler", "tokenizer", "safety_checker", "feature_extractor")
+_BESIDE = ("scheduler", "tokenizer", "tokenizer_2", "safety_checker", "feature_extractor")
 """Parts of pipelines that need no loading of their own, or none."""
 
 
@@ -149,17 +151,24 @@ def _pipeline(folder: Path, dtype: Any, place: Place | None) -> Denoising:
     ]
     odd = [name for name in parts if name not in (*_PARTS, *_BESIDE)]
     networks = [name for name in parts if _PARTS.get(name) is Denoising]
-    if odd or len(networks) != 1:
+    lone = "text_encoder_2" in parts and "text_encoder" not in parts  # SDXL's refiner
+    if odd or lone or len(networks) != 1:
         raise WeightsError(
             f"{folder / PIPELINE} is a {index.get('_class_name')} of {', '.join(parts)}; supported "
-            f"are pipelines of one unet or transformer, and of vae, text_encoder, "
-            f"{', '.join(_BESIDE)}. Load its parts one by one, by their folders."
+            f"are pipelines of one unet or transformer, and of vae, text_encoder, text_encoder_2 "
+            f"beside it, {', '.join(_BESIDE)}. Load its parts one by one, by their folders."
         )
     folders = {
         name: folder / name if (folder / name).is_dir() else folder
         for name in parts
         if name in _PARTS
     }
+    missing = [name for name, part in folders.items() if not (part / "config.json").is_file()]
+    if missing:
+        raise WeightsError(
+            f"{folder / PIPELINE} names {', '.join(missing)}; {folder} has no folder of that name "
+            "with a config.json. Bring the whole pipeline."
+        )
     for part in folders.values():  # before anything large is read
         _config(part)
     loaded: dict[str, Any] = {}
@@ -167,8 +176,12 @@ def _pipeline(folder: Path, dtype: Any, place: Place | None) -> Denoising:
         loaded[name] = _component(part, dtype, place)
         if not isinstance(loaded[name], _PARTS[name]):
             raise WeightsError(f"{part / 'config.json'} is not that of a {name}.")
-    network = loaded[networks[0]]
-    return network._replace(autoencoder=loaded.get("vae"), text=loaded.get("text_encoder"))
+    network, text = loaded[networks[0]], loaded.get("text_encoder")
+    if "text_encoder_2" in loaded:
+        null_is_zero = bool(index.get("force_zeros_for_empty_prompt", True))
+        both = loaded["text_encoder"], loaded["text_encoder_2"]
+        text = two_texts.together(*both, null_is_zero=null_is_zero)
+    return network._replace(autoencoder=loaded.get("vae"), text=text)
 
 
 def _of_file(path: Path, dtype: Any, place: Place | None) -> Loaded:
@@ -242,14 +255,15 @@ def _text(found: _Found) -> TextEncoder:
     like, apply = _taken(found, clip)
     params = found.params(clip.TABLE, like)
     length = found.config.get("max_position_embeddings", 77)
-    beside = (found.folder / "../tokenizer", found.folder)
+    _, _, number = found.folder.name.partition("text_encoder")  # tokenizer_2 is of text_encoder_2
+    beside = (found.folder / f"../tokenizer{number}", found.folder)
     folder = next((each for each in beside if _has_tokenizer(each)), None)
     tokenize = tokenizer.missing(found.folder) if folder is None else tokenizer.read(folder, length)
 
     def encode(params: PyTree, tokens: Array) -> Array:
         return apply(params, tokens).tokens
 
-    return TextEncoder(params, tokenize, encode, found.config)
+    return TextEncoder(params, tokenize, encode, found.config, apply)
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -143,8 +143,13 @@ def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _special(*configs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the special tokens as configs give them, each as text or with its options."""
+def _special(config: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the special tokens as two files give them, each as text or with its options.
+
+    The map beside the config is what counts, as transformers reads it, unless the config lists
+    what was added: they differ in the token that fills up for Stable Diffusion 2.
+    """
+    configs = (config, beside) if "added_tokens_decoder" in config else (beside, config)
     found: dict[str, dict[str, Any]] = {}
     for name, default in _SPECIAL.items():
         given = next((c[name] for c in configs if c.get(name) is not None), default)

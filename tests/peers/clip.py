@@ -81,7 +81,7 @@ def published() -> dict[str, dict[str, tuple[int, ...]]]:
     ids = {"text_model.embeddings.position_ids": (1, 77)}
     return {
         "clip_sd15": ids | named(CLIP_L),
-        "clip_sd21": named(OPEN_CLIP_H),
+        "clip_sd21": ids | named(OPEN_CLIP_H),
         "clip_sdxl_2": named({**OPEN_CLIP_G, "architectures": PROJECTED["architectures"]}),
     }
 

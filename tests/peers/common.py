@@ -138,9 +138,13 @@ def write(path: Path, case: Golden) -> None:
 
 
 def read(name: str | Path) -> Golden:
-    """Read a golden by its name without `.npz`, or by its path."""
-    folder = Path(os.environ.get("JAXDIFF_GOLDENS", FOLDER))
-    with np.load(name if isinstance(name, Path) else folder / f"{name}.npz") as file:
+    """Read a golden by its name without `.npz`, or by its path.
+
+    Those that JAXDIFF_GOLDENS does not have are the stored ones, of which pipelines are made.
+    """
+    fresh = Path(os.environ.get("JAXDIFF_GOLDENS", FOLDER)) / f"{name}.npz"
+    known = fresh if fresh.is_file() else FOLDER / f"{name}.npz"
+    with np.load(name if isinstance(name, Path) else known) as file:
         arrays = {key: file[key] for key in file.files}
     config, found, seed = json.loads(str(arrays.pop("golden")))
     return Golden(config, {key: tuple(shape) for key, shape in found.items()}, seed, arrays)
