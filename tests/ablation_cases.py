@@ -1,19 +1,32 @@
 """What the tests of ablations share: what they read of a folder, and one that takes no time."""
 
+import contextlib
 import csv
 import dataclasses
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from experiments.ablations import plane
+from experiments.ablations.catalogue import MAKERS
 from experiments.ablations.definition import Ablation
 from experiments.ablations.world import Measure
 from experiments.common import optimization
 from jaxdiff import training
+
+
+@contextlib.contextmanager
+def made_once():
+    """Keep the ready ablations: each call of a command line makes them all, for its help."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, make in MAKERS.items():
+            patch.setitem(MAKERS, name, functools.cache(make))
+        yield
 
 
 def rows_of(folder):

@@ -5,7 +5,8 @@ rather than well, in one thread, as two workers have the cores: less than half t
 `XLA_FLAGS= pytest` asks for its defaults. Tracing makes many objects and few of them garbage, so
 that is looked for less often. What starts other processes lets them share what they compile.
 Programs are forgotten when they take too much memory: thousands of them would take gigabytes.
-OpenBLAS, which solves a mixture's 2 x 2 systems, is kept from waking threads for each of them.
+OpenBLAS, which solves a mixture's 2 x 2 systems, is kept from waking threads for each of them, and
+so is scikit-learn, whose threads wait by spinning.
 """
 
 import atexit
@@ -23,6 +24,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_parallel_codegen_split_count=1 --xla_llvm_disable_expensive_passes=true"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax  # noqa: E402
 

@@ -10,10 +10,10 @@ import ablation_cases
 import jax
 import numpy as np
 import pytest
-from ablation_cases import NAME, TOLD, relative, rows_of, snapshot, train_alone
+from ablation_cases import NAME, TOLD, made_once, relative, rows_of, snapshot, train_alone
 
 from experiments import ablate
-from experiments.ablations import images, store, training
+from experiments.ablations import images, plots, store, training
 from experiments.ablations.catalogue import MAKERS
 from experiments.ablations.definition import cells, groups, record, row_hash
 from experiments.ablations.results import ordered_rows
@@ -23,10 +23,22 @@ from jaxdiff import data
 from jaxdiff.training.run import config_hash
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ready():
+    with made_once():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def as_users_run_it():
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Reports have no figures."""
+    monkeypatch.setattr(plots, "draw", lambda table, folder: [])
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +176,7 @@ def change_a_digit(path, number):
     path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_verify_passes_and_finds_a_row_that_was_changed(tmp_path, quick, capsys):
     assert ablate.main(["verify", str(quick), "--quiet", *TOLD]) == 0
     said = capsys.readouterr().out
@@ -240,6 +253,7 @@ def test_a_group_that_is_not_what_was_written_is_corrupt(name, told, tmp_path, q
     assert path.read_bytes() == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_stray_files_and_links_in_the_way_are_left_alone(tmp_path, quick, capsys):
     copy, outside = tmp_path / "copy", tmp_path / "outside"
     shutil.copytree(quick, copy)
@@ -354,6 +368,7 @@ def test_what_was_committed_is_sound_and_its_tables_are_those_of_its_groups():
         assert ablate.table_differs(folder, ablation, results) == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_full_disk_is_a_sentence_and_hurts_no_report(tmp_path, quick, capsys, monkeypatch):
     copy = tmp_path / "copy"
     shutil.copytree(quick, copy)
@@ -361,12 +376,12 @@ def test_a_full_disk_is_a_sentence_and_hurts_no_report(tmp_path, quick, capsys, 
     def full(path, text):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("jaxdiff.files.write_text", full)
-    assert ablate.main(["report", str(copy), *TOLD]) == 1
+    with monkeypatch.context() as disk:
+        disk.setattr("jaxdiff.files.write_text", full)
+        assert ablate.main(["report", str(copy), *TOLD]) == 1
     said = capsys.readouterr().err
     assert "No space left on device" in said
     assert str(copy) in said
-    monkeypatch.undo()
     assert ablate.main(["report", str(copy), *TOLD]) == 0
 
 
@@ -403,6 +418,7 @@ def test_what_cannot_be_asked_is_refused_and_touches_nothing(tmp_path, capsys):
 # --- Status, report, statistics -------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_status_and_report_say_what_is_done(tmp_path, quick, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(quick, copy)

@@ -10,6 +10,7 @@ import pathlib
 import signal
 import subprocess
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -31,7 +32,7 @@ from experiments.images import trained as image_trained
 from experiments.images.model import PRESETS, open_images
 from jaxdiff import data, training
 from jaxdiff.data import NotPreparedError, batch_indices
-from jaxdiff.training import loop, signals
+from jaxdiff.training import loop, signals, throughput
 from jaxdiff.training.export import import_params
 from jaxdiff.training.run import read_metrics
 
@@ -113,7 +114,8 @@ def fit(folder, num_steps):
     config = dataclasses.replace(PRESETS["smoke"], num_steps=num_steps, decay_steps=20)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         images = open_images(config, "train")
-        with command.compiling_for("smoke"):  # the program of `trained`
+        uncounted = mock.patch.object(throughput, "count_flops", return_value=None)
+        with command.compiling_for("smoke"), uncounted:  # the program of `trained`
             digits.fit(config, images, folder, Running(), progress=False)
         return digits.restore(folder)[1]
 
@@ -251,7 +253,13 @@ def test_a_run_is_judged_by_what_is_asked_and_the_last_step_has_the_last_word(
     def unsolved(*args, **options):
         raise flows.Unsolved("the solver stopped")
 
+    def draw(config, *args, **options):
+        drawn.append(config.sample_steps)
+        return 1.0
+
+    drawn = []
     with monkeypatch.context() as broken:
+        broken.setattr(digits_report, "draw", draw)
         broken.setattr(digits_likelihood.likelihood, "log_prob", unsolved)
         options = ("--eval-examples", 4, "--mixture-components", 1, 3, "--sample-steps", 2)
         code, out, err = run(capsys, "evaluate", "--run-dir", folder, *options)
@@ -261,6 +269,7 @@ def test_a_run_is_judged_by_what_is_asked_and_the_last_step_has_the_last_word(
     results = json.loads((folder / "evaluation.json").read_text())
     of = json.loads((folder / "judged.json").read_text())
     assert (of["step"], of["eval_examples"], of["sample_steps"]) == (10, 4, 2)
+    assert drawn == [2]
     assert results["step"] == 10
     assert results["mixture_components"] in (1, 3)
     assert "held_out_bits_per_dim" not in results
@@ -394,13 +403,14 @@ def test_damaged_files_of_images_are_made_again(trained, capsys, tmp_path, monke
     assert "Traceback" not in err
 
 
-def test_averages_are_kept_chosen_made_and_exported(capsys, tmp_path):
+def test_averages_are_kept_chosen_made_and_exported(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(throughput, "count_flops", lambda *args: None)
     config = dataclasses.replace(
         PRESETS["smoke"], width=16, decay_steps=20, more_ema_decays=(0.5,), ema_stds=(0.05, 0.2)
     )
     running = Running(keep_every=5)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        config = dataclasses.replace(config, checkpoint_every=5, num_steps=15)
+        config = dataclasses.replace(config, checkpoint_every=5, num_steps=10)
         digits.fit(config, open_images(config, "train"), tmp_path, running, progress=False)
     exported = {}
     for name, options in {
@@ -424,12 +434,12 @@ def test_averages_are_kept_chosen_made_and_exported(capsys, tmp_path):
     assert gap("made", "wide") < 1e-4 * gap("raw", "wide")  # kept, and found again
     assert min(gap("other", "raw"), gap("other", "wide")) > 0  # how close: test_ema.py
     assert 0 < gap("raw", "kept") < gap("raw", "main")
-    largest = max((tmp_path / "checkpoints/10").rglob("*"), key=lambda path: path.stat().st_size)
+    largest = max((tmp_path / "checkpoints/5").rglob("*"), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-1])
     out = tmp_path / "exported" / "without.npz"
     code, _, err = run(capsys, "export", "--run-dir", tmp_path, "--out", out, "--ema-std", "0.2")
     assert code == 0
-    assert "10 is corrupt" in err
+    assert "5 is corrupt" in err
     assert import_params(out)[0].keys() == import_params(out.with_name("made.npz"))[0].keys()
     for options, said in (
         (("--ema", "0.7"), "--ema must be one of main, 0.5, std_0.05, std_0.2; got 0.7"),
@@ -546,6 +556,29 @@ def test_sigterm_outside_training_exits_as_ctrl_c_does(capsys, monkeypatch):
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_a_step_that_is_not_finite_is_said_and_skipped_where_asked(
+    tmp_path, capsys, monkeypatch, nonfinite
+):
+    """What becomes of the run: test_trainer.py, and below."""
+    asked = {}
+
+    def fit(directory, make_state, update, batches_from, **options):
+        asked.update(options, update=update)
+        raise loop.NotFinite(7, {"loss": math.inf})
+
+    monkeypatch.setattr(training, "fit", fit)
+    options = ("--preset", "smoke", "--seed", 3, "--nonfinite", nonfinite)
+    code, _, err = run(capsys, "train", "--run-dir", tmp_path, *options)
+    assert code == 1
+    assert "Step 7 is not finite: loss=inf" in err
+    assert asked["update"].skip_nonfinite == (nonfinite == "skip")
+    images = open_images(PRESETS["smoke"], "train")
+    indices = batch_indices(len(images), 32, 3, 6)
+    assert asked["report"].repeat(6) == {"seed": 3, "indices": indices.tolist()}
+
+
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_leaves_what_repeats_it(tmp_path, capsys):
     code, _, err = run(
         capsys,

@@ -14,10 +14,12 @@ from digits_cases import run
 from PIL import Image
 
 from experiments.common.command import Refusal
+from experiments.images import report
 from experiments.images import sample_folders as streaming
 from experiments.images.model import PRESETS, open_images
 from jaxdiff import data
 from jaxdiff.data import decoding
+from jaxdiff.training import throughput
 from jaxdiff.training.export import import_params
 
 MODES = ("RGB", "L", "RGBA", "LA", "P", "1", "I;16", "CMYK")
@@ -281,6 +283,8 @@ TINY += ("--eval-examples", 2, "--mixture-components", "--sample-steps", 2)
 def test_a_folder_is_trained_on_moved_lost_and_still_sampled(tmp_path, capsys, monkeypatch):
     photos, run_dir = make_folder(tmp_path / "photos", 40), tmp_path / "run"
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(throughput, "count_flops", lambda *args: None)
+    monkeypatch.setattr(report, "draw", lambda *args, **options: 1.0)  # the figures: below, slow
     train = ("train", "--run-dir", run_dir, *TINY, "--no-evaluate", "--image-size", 8, "--flip")
     code, _, err = run(capsys, *train, "--data", "photos")
     assert code == 0, err
@@ -387,6 +391,7 @@ def test_two_thousand_images_are_trained_on_sampled_and_judged(tmp_path, capsys)
     code, out, err = run(capsys, "evaluate", "--run-dir", run_dir, "--quiet")
     assert code == 0, err
     assert f"{len(data.load_folder(photos, 16))} training images" in out
+    assert (run_dir / "samples.png").stat().st_size > 10_000
     shutil.rmtree(photos)
     out = tmp_path / "cats.png"
     sample = ("sample", "--run-dir", run_dir, "--num", 4, "--num-steps", 4, "--label", "cat")

@@ -12,14 +12,21 @@ import optax
 import pytest
 
 from jaxdiff import numerics, training
-from jaxdiff.training import lock, loop, parallel, run
+from jaxdiff.training import lock, loop, parallel, run, throughput
 from jaxdiff.training.checkpoint import CheckpointError, Checkpoints
 from jaxdiff.training.loading import average_of
 from jaxdiff.training.parallel import mode_of_one_device
 from jaxdiff.training.trainer import NONFINITE
 
 KEY = jax.random.key(3)
+FLOPS = 3.0
 CADENCE = training.Cadence(log=3, save=4)
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch):
+    """The operations of a step are not counted anew for each of these runs."""
+    monkeypatch.setattr(throughput, "count_flops", lambda *args: FLOPS)
 
 
 def loss_fn(params, key, batch):
@@ -67,6 +74,7 @@ def test_it_makes_the_updates_and_leaves_a_run(tmp_path):
     assert run.read_record(folder)["config"] == {"width": 3}
     last = run.read_metrics(folder / run.METRICS)[-1]
     assert last["examples_per_second"] == pytest.approx(4 * last["steps_per_second"])
+    assert last["model_flops_per_second"] == pytest.approx(FLOPS * last["steps_per_second"])
 
 
 def test_a_run_in_parts_is_the_run_in_one_whatever_the_mode(tmp_path):
