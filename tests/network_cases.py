@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from cases import few
 from flax import nnx
 
 from jaxdiff import nn
@@ -55,5 +56,7 @@ def check(name, x, t, cond=None, **options):
 
 
 each_network = pytest.mark.parametrize("name", ["mlp", "unet", "dit"])
+# Where the U-Net's gradient or first values are what takes long, and nothing else is told by them.
+quick_networks = pytest.mark.parametrize("name", few(["mlp", "unet", "dit"], ["mlp", "dit"]))
 # Where the three share the code under test: the U-Net takes several seconds a compilation.
 mlp_and_dit = pytest.mark.parametrize("name", ["mlp", "dit"])

@@ -74,7 +74,19 @@ def test_hutchinson_is_unbiased_and_a_rows_own():
     print(f"{z:.2f} standard errors; standard deviation of one {float(values.std()):.3f} nats")
     assert values.std() > 1e-3
     assert abs(z) < 4
-    np.testing.assert_allclose(estimate(jax.random.key(0), copies[:3]), values[:3], rtol=1e-12)
+    others = np.concatenate([copies[:3], -3.0 * copies[3:]])
+    np.testing.assert_allclose(estimate(jax.random.key(0), others)[:3], values[:3], rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_probes_of_a_row_are_its_own_in_any_batch():
+    estimate = jax.jit(
+        lambda key, x: likelihood.log_prob(
+            PROCESSES["flow"], MIXTURE.denoiser(PROCESSES["flow"]), x, key=key, num_probes=1
+        )[0]
+    )
+    large, small = (estimate(jax.random.key(0), x) for x in (X, X[:3]))
+    np.testing.assert_allclose(small, large[:3], rtol=1e-12)
 
 
 def test_it_integrates_to_one():
@@ -214,8 +226,14 @@ def test_too_few_steps_are_one_sentence():
     with pytest.raises(RuntimeError, match=rf"^{said} in 2 of 2 rows\. Raise it") as caught:
         likelihood.log_prob(process, denoise, X[:2], max_steps=3)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_too_few_steps_are_told_under_jit():
+    process, said = PROCESSES["vp"], "`max_steps` must reach .*; 3 solver steps did not"
+    denoise = denoisers.from_network(lambda x, t: jnp.tanh(2 * x), process, "x0")
     sampler = samplers.adaptive(process, denoise, max_steps=3)
-    with pytest.raises(RuntimeError, match=said):  # under jit: the runtime says more
+    with pytest.raises(RuntimeError, match=said):  # the runtime says more
         jax.block_until_ready(sample(jax.random.key(0), sampler, X[:2], jnp.array([1.0, 0.0])))
 
 

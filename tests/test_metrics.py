@@ -293,7 +293,7 @@ def test_c2st_sees_what_is_not_linear():
 
 def test_c2st_cuts_long_training_short_without_a_warning():
     """Black and white squares of a 4 x 4 board, which it would go on learning for long."""
-    points = np.random.default_rng(0).uniform(size=(8000, 2))
+    points = np.random.default_rng(0).uniform(size=(4000, 2))
     black = np.floor(4 * points).sum(1) % 2 == 0
     accuracy, stderr = metrics.c2st(points[black], points[~black], num_folds=2)
     assert accuracy > 0.5 + 10 * stderr
@@ -395,6 +395,7 @@ def test_options_out_of_range_are_refused(call, match):
         call()
 
 
+@pytest.mark.slow  # test_layers says it of all that `import jaxdiff` imports, these among it
 def test_importing_the_metrics_imports_no_scikit_learn():
     code = "import sys, jaxdiff.metrics; print('sklearn' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

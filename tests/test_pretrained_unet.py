@@ -44,8 +44,11 @@ def inputs(golden):
 @pytest.mark.parametrize(
     "name",
     [
-        *("inpainting", "ddpm"),
-        *(pytest.param(name, marks=SLOW) for name in ("sd1", "sd2", "sdxl", "scaled")),
+        "ddpm",  # and those of sd1 in test_pretrained_loading, of sd2 along a trajectory
+        *(
+            pytest.param(name, marks=SLOW)
+            for name in ("inpainting", "sd1", "sd2", "sdxl", "scaled")
+        ),
     ],
 )
 def test_outputs_equal_the_source_in_all_digits(name):

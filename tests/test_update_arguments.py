@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import few
 
 from jaxdiff import losses, numerics, predictions, processes, timesteps, training, weightings
 from jaxdiff.losses import noised
@@ -54,8 +55,10 @@ def _one_more(params):
 
 @pytest.mark.parametrize(
     ("name", "wrapped"),
-    [("own", wrapped) for wrapped in WRAPPED]
-    + [pytest.param("library", wrapped, marks=pytest.mark.slow) for wrapped in WRAPPED],
+    few(
+        [(name, wrapped) for name in LOSSES for wrapped in WRAPPED],
+        [("own", wrapped) for wrapped in ("jit", "checkpoint", "vmap")],
+    ),
 )
 def test_a_wrapped_loss_draws_the_noise_of_the_plain_one(name, wrapped):
     loss = WRAPPED[wrapped](LOSSES[name])
