@@ -204,7 +204,8 @@ def test_pixels_of_nothing_in_particular_come_from_a_folder(folders, tmp_path, m
 @pytest.mark.slow
 def test_neither_batches_nor_devices_change_an_image(folders, tmp_path):
     options = ("--prompt", "", "--latents", "sample", "--num-probes", "2", "--seed", "3")
-    options += ("--dtype", "float64", *ROUGH)
+    # at a rough tolerance the steps of a made-up network make rounding grow without bound
+    options += ("--dtype", "float64", "--tolerance", "1e-5")
     all_at_once = run(folders, tmp_path, "text", *options)
     one_by_one = run(folders, tmp_path, "text", *options, "--batch-size", "1", "--num", "2")
     pairs = zip(all_at_once["per_image"], one_by_one["per_image"], strict=False)
