@@ -65,7 +65,7 @@ def results(run: Callable[..., Any]) -> dict[str, np.ndarray]:
 
 def pipelines(seed: int, larger: int) -> Golden:
     torch.set_grad_enabled(False)
-    height, width, num_steps = 8, 8 + 4 * larger, 5 << larger
+    height, width, num_steps = 8, 8 + 8 * larger, 5 << larger
     noise = drawn("noise", (1, 4, height // 2, width // 2), seed, 1.7).astype(np.float32)
     levels = integers("image", (height, width, 3), seed, 256).astype(np.uint8)
     paint = np.zeros((height, width), np.uint8)
