@@ -29,8 +29,8 @@ from experiments.common.evaluations import finite
 from experiments.pretrained import likelihoods
 from experiments.pretrained.conditioning import taken
 from experiments.pretrained.likelihoods import Found, Protocol
+from experiments.pretrained.weights import check_alone, open_weights
 from experiments.pretrained.weights import image_size as own_size
-from experiments.pretrained.weights import num_beside, open_weights
 from jaxdiff import data, files
 from jaxdiff.pretrained import Denoising
 from jaxdiff.training import distributed
@@ -81,8 +81,7 @@ def likelihood(
         loaded = open_weights(
             weights, autoencoder=autoencoder, dtype=dtype, devices=devices.local()
         )
-        if num_beside(loaded):
-            raise Refusal("--weights are of inpainting, and no model of images by themselves.")
+        check_alone(loaded)
         opened, prompts = open_images(images, image_size, loaded, num)
         rows = given(loaded, opened, prompts, prompt, label)
         try:

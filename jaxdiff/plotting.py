@@ -77,12 +77,7 @@ def save_image(path: Path, image: np.ndarray) -> None:
 
 def save_sheet(path: Path, images: np.ndarray, *, num_columns: int = 8) -> None:
     """Save images (N, H, W, C) as one PNG, magnified to be looked at."""
-    with needed_by("jaxdiff.plotting"):
-        from PIL import Image
-
-    factor = max(1, 64 // images.shape[2])
-    with files.whole(path) as file:
-        Image.fromarray(magnify(tile(images, num_columns), factor)).save(file, "PNG")
+    save_image(path, magnify(tile(images, num_columns), max(1, 64 // images.shape[2])))
 
 
 def save_animation(path: Path, frames: np.ndarray, *, num_columns: int = 5) -> None:

@@ -1,7 +1,6 @@
 """What the tests of ablations share: what they read of a folder, and one that takes no time."""
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import json
@@ -27,11 +26,6 @@ def made_once():
         for name, make in MAKERS.items():
             patch.setitem(MAKERS, name, functools.cache(make))
         yield
-
-
-def rows_of(folder):
-    with (folder / "results.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def snapshot(folder):

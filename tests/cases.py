@@ -4,6 +4,7 @@ Compiling costs far more than running here. A program is therefore compiled once
 process as an argument: `chosen` makes all processes arguments of one type.
 """
 
+import csv
 import dataclasses
 import functools
 
@@ -34,6 +35,12 @@ MIXTURE = Mixture(
     np.array([[1.0, 1.0], [-1.0, 0.5]]),
     np.array([[[0.1, 0.0], [0.0, 0.1]], [[0.2, 0.05], [0.05, 0.1]]]),
 )
+
+
+def rows_of(directory):
+    """Return the rows of a command's results.csv, texts by column."""
+    with (directory / "results.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def drawn(seed, num):

@@ -27,6 +27,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -42,6 +43,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 KEPT_BYTES = 700 * 2**20
 """How much compiled programs may take before they are forgotten."""
 _after_clearing = 0
+
+
+@pytest.fixture
+def as_users_run_it():
+    """What a user's process has: float32, and shapes that broadcast."""
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def pytest_collection_modifyitems(items):

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ablation_cases import NAME, QUICK, made_once, relative, rows_of, snapshot, train_alone
+from ablation_cases import NAME, QUICK, made_once, relative, snapshot, train_alone
+from cases import rows_of
 from scipy import stats
 
 from experiments import ablate
@@ -48,10 +49,7 @@ def ready():
         yield
 
 
-@pytest.fixture(autouse=True)
-def as_users_run_it():
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 TINY = dataclasses.replace(

@@ -10,7 +10,8 @@ import ablation_cases
 import jax
 import numpy as np
 import pytest
-from ablation_cases import NAME, TOLD, made_once, relative, rows_of, snapshot, train_alone
+from ablation_cases import NAME, TOLD, made_once, relative, snapshot, train_alone
+from cases import rows_of
 
 from experiments import ablate
 from experiments.ablations import images, plots, store, training
@@ -29,10 +30,7 @@ def ready():
         yield
 
 
-@pytest.fixture(autouse=True)
-def as_users_run_it():
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 @pytest.fixture

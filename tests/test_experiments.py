@@ -19,11 +19,7 @@ from experiments.toy2d import model as toy2d
 from experiments.toy2d.__main__ import main as toy2d_main
 from jaxdiff import plotting
 
-
-@pytest.fixture(autouse=True)
-def as_users_run_it():
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 # --- theory ---------------------------------------------------------------------------------

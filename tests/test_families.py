@@ -14,11 +14,7 @@ from experiments.families.models import MAKERS
 from experiments.families.networks import describe
 from jaxdiff import data
 
-
-@pytest.fixture(autouse=True)
-def as_users_run_it():
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import text_to_image_cases as cases
 from PIL import Image
+from weights_cases import load_once
 
 from experiments import imported_likelihood
 from experiments.common.command import Refusal
@@ -20,11 +21,7 @@ LEVELS = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
 PROMPTS = ["a cat", "the thing", "a cat"]
 ROUGH = ("--tolerance", "1e-2")
 
-
-@pytest.fixture(autouse=True)
-def as_users_run_it():
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +55,6 @@ def run(folders, tmp_path, kind, *options, images="images.npz"):
     out = tmp_path / "made" / "found.json"
     assert imported_likelihood.main([*paths, "--out", str(out), *options]) == 0
     return json.loads(out.read_text())
-
-
-LOAD, LOADED = pretrained.load, {}
-
-
-def remembered(path, **options):
-    """Load weights once for all refusals."""
-    if path not in LOADED:
-        LOADED[path] = LOAD(path, **options)
-    return LOADED[path]
 
 
 def by_hand(loaded, x, cond, t_min=1e-3):
@@ -281,7 +268,7 @@ def test_latents_are_the_posteriors_mean_or_a_draw():
 def test_what_cannot_be_judged_is_refused_in_a_sentence(
     folders, tmp_path, capsys, monkeypatch, kind, images, options, said
 ):
-    monkeypatch.setattr(pretrained, "load", remembered)
+    monkeypatch.setattr(pretrained, "load", load_once)
     paths = ["--weights", str(folders[kind]), "--images", str(folders["root"] / images)]
     out = tmp_path / "found.json"
     assert imported_likelihood.main([*paths, "--out", str(out), *options]) == 1

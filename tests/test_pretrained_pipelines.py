@@ -28,11 +28,7 @@ FOLDERS = {
     "two": cases.two_text_pipeline,
 }
 
-
-@pytest.fixture(autouse=True)
-def as_users_run_it():
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 @pytest.fixture

@@ -1,24 +1,14 @@
 """The comparison of samplers and the custom sampler, through their real command lines."""
 
-import csv
-
 import jax
 import pytest
+from cases import rows_of
 
 from experiments import bench, custom_sampler, digits
 from experiments.common.methods import METHODS, NAMES
 from experiments.solvers import __main__ as solvers
 
-
-@pytest.fixture(autouse=True)
-def as_users_run_it():
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def rows_of(directory):
-    with (directory / "results.csv").open() as file:
-        return list(csv.DictReader(file))
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 def test_every_method_has_a_name_and_the_other_way_round():

@@ -1,12 +1,11 @@
 """Samplers on published weights against the network's own adaptive solution."""
 
-import csv
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import text_to_image_cases as cases
+from cases import rows_of
 
 from experiments.common.methods import METHODS
 from experiments.common.one_dimension import make_mixture, quantile
@@ -94,17 +93,6 @@ def test_steps_of_no_length_cost_nothing_and_change_nothing():
     jax.effects_barrier()
     np.testing.assert_allclose(padded, plain, rtol=1e-12)
     assert len(asked) == calls
-
-
-@pytest.fixture
-def as_users_run_it():
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def rows_of(directory):
-    with (directory / "results.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def smoke(weights, run_dir, *options):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import text_to_image_cases as cases
 from PIL import Image
+from weights_cases import LOADED, load_once
 
 from experiments import text_to_image
 from experiments.images import sample_folders
@@ -28,11 +29,7 @@ SCALES = {"text": 7.5, "flow": 4.0}
 KINDS = ["flow", pytest.param("text", marks=pytest.mark.slow)]
 ROOT = pathlib.Path(__file__).parent.parent
 
-
-@pytest.fixture(autouse=True)
-def as_users_run_it():
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +51,7 @@ def picture(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch):
-    """Files are read once; `test_pretrained_loading` is about that."""
-    load = pretrained.load
-
-    def once(path, *, dtype, place):
-        if (path, dtype) not in LOADED:
-            LOADED[path, dtype] = load(path, dtype=dtype, place=place)
-        return LOADED[path, dtype]
-
-    monkeypatch.setattr(pretrained, "load", once)
-
-
-LOADED = {}
+    monkeypatch.setattr(pretrained, "load", load_once)
 
 
 def known(folder):

@@ -114,6 +114,12 @@ def num_beside(loaded: Denoising) -> int:
     return seen - num_channels(loaded) if kind in _CHANNELS else 0
 
 
+def check_alone(loaded: Denoising) -> None:
+    """Refuse weights of inpainting, where a model of images by themselves is wanted."""
+    if num_beside(loaded):
+        raise Refusal("--weights are of inpainting, and no model of images by themselves.")
+
+
 def factor(loaded: Denoising) -> int:
     """Return how many pixels of an image a latent is wide."""
     if loaded.autoencoder is None:

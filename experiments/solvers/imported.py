@@ -24,10 +24,10 @@ from experiments.common.options import Count, CountOrNone, Seed, Within
 from experiments.common.tables import write_csv
 from experiments.pretrained.conditioning import Asked, Guidance, Guided, condition
 from experiments.pretrained.weights import (
+    check_alone,
     factor,
     fingerprint,
     image_size,
-    num_beside,
     num_channels,
     open_weights,
 )
@@ -110,8 +110,7 @@ def imported(
         loaded = open_weights(weights, decodes=False, dtype=comparison.dtype)
         guided = Guided(loaded._replace(clip=None), guiding, guiding.scale(loaded))
         asked.check(loaded, guided.scale)
-        if num_beside(loaded):
-            raise Refusal("--weights are of inpainting, and no model of images by themselves.")
+        check_alone(loaded)
         size = image_size(loaded, comparison.height, comparison.width)
         acts = guided.scale != 1.0
         config = {

@@ -68,11 +68,3 @@ def tokenized(records: Captioned, tokenize: Callable[[Sequence[str]], PyTree]) -
     checked_fields("tokenize", {FIELD: tokenize(records.captions(np.arange(1)))})
     check_rows(made)
     return made
-
-
-def lacking(title: str) -> ValueError:
-    """Return the refusal of captions that records could have and do not."""
-    return ValueError(
-        f"`captions` must be given: {title} has none. A folder gives them in metadata.jsonl, a "
-        'line {"file_name": ..., "text": ...} for each image.'
-    )

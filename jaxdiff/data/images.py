@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.data import captions
 from jaxdiff.data.description import Description
 from jaxdiff.data.errors import UnreadableError
 from jaxdiff.data.scaling import bin_width
@@ -183,7 +182,10 @@ class Images:
     def captions(self, indices: np.ndarray) -> list[str]:
         """Return the captions of examples `indices` (B,); ValueError if they have none."""
         if self.texts is None:
-            raise captions.lacking(self.title)
+            raise ValueError(
+                f"`captions` must be given: {self.title} has none. A folder gives them in "
+                'metadata.jsonl, a line {"file_name": ..., "text": ...} for each image.'
+            )
         return [self.texts[i] for i in indices]
 
     def _at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxdiff.denoisers import Model
+from jaxdiff.nn.functional import seeing
 from jaxdiff.pretrained.schedulers import Schedule
-from jaxdiff.typing import Array, PyTree
+from jaxdiff.typing import Apply, Array, PyTree
 
 __all__ = ["Autoencoder", "Denoising", "TextEncoder", "Vision"]
 
@@ -94,12 +95,13 @@ class Denoising(NamedTuple):
     def of(
         cls,
         schedule: Schedule,
-        model: Model,
+        apply: Apply,
         params: PyTree,
         config: Mapping[str, Any],
         **rest: Any,
     ) -> "Denoising":
-        """Return that of a scheduler's config."""
+        """Return that of a network of steps, with what its scheduler's config says."""
+        model = Model(seeing(schedule.step, apply), schedule.process, schedule.prediction)
         return cls(
             model, params, None, None, config, clip=schedule.clip, shift=schedule.shift, **rest
         )

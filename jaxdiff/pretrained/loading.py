@@ -14,8 +14,6 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 
 from jaxdiff import nn
-from jaxdiff.denoisers import Model
-from jaxdiff.nn.functional import seeing
 from jaxdiff.pretrained import (
     autoencoder,
     clip,
@@ -284,8 +282,7 @@ def _unet(found: _Found) -> Denoising:
         )
     like, apply = _taken(found, unet)
     params = found.params(unet.TABLE, like)
-    model = Model(seeing(schedule.step, apply), schedule.process, schedule.prediction)
-    return Denoising.of(schedule, model, params, found.config)
+    return Denoising.of(schedule, apply, params, found.config)
 
 
 def _dit(found: _Found, module: Any = dit) -> Denoising:
@@ -295,8 +292,7 @@ def _dit(found: _Found, module: Any = dit) -> Denoising:
     schedule = _schedule(found, cuts_variance=True) if module is dit else None
     if schedule is None:
         return Denoising(module.model(apply), params, None, None, found.config, null)
-    model = Model(seeing(schedule.step, apply), schedule.process, schedule.prediction)
-    return Denoising.of(schedule, model, params, found.config, num_classes=null)
+    return Denoising.of(schedule, apply, params, found.config, num_classes=null)
 
 
 def _schedule(found: _Found, cuts_variance: bool = False) -> Schedule | None:

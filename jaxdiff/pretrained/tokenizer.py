@@ -53,7 +53,7 @@ class Tokenizer:
             TypeError: if a prompt is no text.
             WeightsError: if there are no files.
         """
-        found = [encoding.ids for encoding in self._encoded(prompts)]
+        found = [encoding.ids for _, encoding in self._encoded(prompts)]
         return np.asarray(found, np.int32).reshape(len(found), self.length)
 
     def cut(self, prompts: Sequence[str]) -> list[str]:
@@ -63,9 +63,8 @@ class Tokenizer:
             TypeError: if a prompt is no text.
             WeightsError: if there are no files.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         left = []
-        for prompt, encoding in zip(prompts, self._encoded(prompts), strict=True):
+        for prompt, encoding in self._encoded(prompts):
             beyond = [
                 start
                 for part in encoding.overflowing
@@ -75,7 +74,8 @@ class Tokenizer:
             left.append(prompt[min(beyond) :] if beyond else "")
         return left
 
-    def _encoded(self, prompts: Sequence[str]) -> list[Any]:
+    def _encoded(self, prompts: Sequence[str]) -> list[tuple[str, Any]]:
+        """Return each prompt with the library's encoding of it."""
         if self.made is None:
             raise WeightsError(
                 f"{self.folder} has no tokenizer: put tokenizer.json, or vocab.json and "
@@ -85,7 +85,7 @@ class Tokenizer:
         for prompt in prompts:
             if not isinstance(prompt, str):
                 raise TypeError(f"`prompts` must be texts; got {prompt!r}.")
-        return self.made.encode_batch(prompts)
+        return list(zip(prompts, self.made.encode_batch(prompts), strict=True))
 
 
 def read(folder: Path, length: int | None = None) -> Tokenizer:
