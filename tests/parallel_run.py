@@ -7,10 +7,12 @@ Fifty in float64, twenty in float32. Run by test_parallel.py in processes of the
 of devices is fixed at the start.
 """
 
+import functools
 import json
 import sys
 import tempfile
 
+import autoencoder_cases
 import jax
 import jax.numpy as jnp
 import networks_cases
@@ -55,8 +57,13 @@ def run(step, state, batches, key):
 
 
 def several_networks(dtype, batches, key):
-    """A GAN and a teacher's student in every mode, and each killed and resumed on a mesh."""
-    grid, batches = parallel.make_mesh(4, 2), batches[:NETWORK_STEPS]
+    """A GAN, a teacher's student and an autoencoder in every mode, and each resumed on a mesh."""
+    grid, rows = parallel.make_mesh(4, 2), batches[:NETWORK_STEPS]
+    updates = {
+        "gan": networks_cases.gan,
+        "student": networks_cases.student,
+        "autoencoder": functools.partial(autoencoder_cases.update, dtype),
+    }
     starts = {
         "gan": lambda update: update.init(networks_cases.gan_params(dtype)),
         "student": lambda update: update.init(
@@ -64,15 +71,21 @@ def several_networks(dtype, batches, key):
             networks_cases.teacher(dtype),
             networks_cases.statistics(dtype),
         ),
+        "autoencoder": lambda update: update.init(
+            autoencoder_cases.params(dtype), autoencoder_cases.frozen(dtype)
+        ),
     }
     found = {}
-    for name, make in {"gan": networks_cases.gan, "student": networks_cases.student}.items():
+    for name, make in updates.items():
+        pictures = name == "autoencoder"
+        batches = autoencoder_cases.images(NETWORK_STEPS, BATCH, dtype) if pictures else rows
 
         def start(make=make, name=name):
             return starts[name](make())
 
+        in_parts = {"accumulate": 2} if pictures else {}
         ends = {"jit": run(parallel.jit(make()), start(), batches, key)}
-        ends["pmap"] = run(parallel.pmap(make()), start(), batches, key)
+        ends["pmap"] = run(parallel.pmap(make(**in_parts)), start(), batches, key)
         step = parallel.mesh(make(skip_nonfinite=True), grid, fsdp=True, donate=True)
         state = run(step, parallel.init(start, grid, fsdp=True), batches[: NETWORK_STEPS // 2], key)
         with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:

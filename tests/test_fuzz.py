@@ -101,6 +101,33 @@ LOSS = losses.denoising(apply, VP)
 OF_LOSS = {"apply": apply, "process": VP, "key": KEY, "batch": BATCH}
 OF_SAMPLER = {"process": VP, "denoise": DENOISE}
 
+PICTURES = np.tanh(np.random.default_rng(3).normal(size=(2, 11, 12, 1)))
+
+
+def encode(params, x):
+    return x * params["w"], jnp.ones_like(x)
+
+
+def decode(params, z):
+    return z * params["w"]
+
+
+def features(x):
+    return [x]
+
+
+def autoencoded(key, batch, **options):
+    params = {"autoencoder": PARAMS, "discriminator": PARAMS}
+    return losses.autoencoding(**options)(params, key, batch)
+
+
+def discriminated(params, key, batch, **options):
+    return losses.discriminating(**options)(params, key, batch)
+
+
+OF_AUTOENCODER = {"encode": encode, "decode": decode, "discriminate": decode}
+OF_AUTOENCODER |= {"key": KEY, "batch": BATCH}
+
 CASES = {
     "processes.vp": (processes.vp, {"beta_min": 0.1, "beta_max": 20.0}),
     "processes.sub_vp": (processes.sub_vp, {"beta_min": 0.1, "beta_max": 20.0}),
@@ -219,6 +246,15 @@ CASES = {
         loss_of(losses.finite_difference),
         {**OF_LOSS, "step": 0.01, "num_projections": 1},
     ),
+    "losses.autoencoding": (
+        autoencoded,
+        {**OF_AUTOENCODER, "squared": 1.0, "absolute": 0.1, "divergence": 0.1}
+        | {"features": features, "perceptual": 0.1, "adversarial": 0.1},
+    ),
+    "losses.discriminating": (
+        discriminated,
+        {**OF_AUTOENCODER, "params": {"autoencoder": PARAMS, "discriminator": PARAMS}},
+    ),
     "losses.elbo": (loss_of(losses.elbo, prediction="v"), {**OF_LOSS, "t_min": 0.01}),
     "samplers.ddim": (drawn(samplers.ddim), {**OF_SAMPLER, "eta": 0.5}),
     "samplers.ancestral": (drawn(samplers.ancestral), {**OF_SAMPLER, "variance": "upper"}),
@@ -316,6 +352,8 @@ CASES = {
         metrics.precision_recall,
         {"real": POINTS, "fake": POINTS, "k": 3},
     ),
+    "metrics.psnr": (metrics.psnr, {"x": X, "y": X + 0.1, "data_range": 2.0}),
+    "metrics.ssim": (metrics.ssim, {"x": PICTURES, "y": PICTURES, "data_range": 2.0}),
     "training.init": (
         lambda params, ema_decay: training.init(params, OPTIMIZER, ema_decay=ema_decay),
         {"params": PARAMS, "ema_decay": 0.9},

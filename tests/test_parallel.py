@@ -108,7 +108,7 @@ def test_a_split_state_takes_its_share_of_a_devices_memory():
     assert held["mesh all fsdp"] < 1.1 / 8
 
 
-@pytest.mark.parametrize("name", ["gan", "student"])
+@pytest.mark.parametrize("name", ["gan", "student", "autoencoder"])
 def test_several_networks_end_alike_in_every_mode_and_when_resumed(name):
     results = found("float32", 1)["networks"][name]
     print(results)

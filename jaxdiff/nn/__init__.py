@@ -26,6 +26,8 @@ with needed_by("jaxdiff.nn"):
     from jaxdiff.nn.dit import DiT
     from jaxdiff.nn.functional import deferred, functional, on_log_snr, on_steps
     from jaxdiff.nn.mlp import MLP
+    from jaxdiff.nn.patch_discriminator import PatchDiscriminator
+    from jaxdiff.nn.space_to_depth import SpaceToDepthAutoencoder
     from jaxdiff.nn.step_unet import StepUNet
     from jaxdiff.nn.text_encoder import TextEncoder
     from jaxdiff.nn.times import LogSNR, Steps, Time
@@ -41,7 +43,9 @@ __all__ = [
     "Embedding",
     "Labels",
     "LogSNR",
+    "PatchDiscriminator",
     "Sequences",
+    "SpaceToDepthAutoencoder",
     "StepUNet",
     "Steps",
     "TextEncoder",

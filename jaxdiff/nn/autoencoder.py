@@ -6,11 +6,9 @@ and log-variance of the latents. The decoder is a convolution from C channels; t
 one block more each, all but the last ending with repetition and a convolution; and a convolution.
 See `residual` for the blocks; both end with conv(silu(norm(h))).
 
-A denoising network sees latents z = scale (z' - shift), z' being those of the encoder, by which
-they have mean about 0 and variance about 1. That is in here: what is encoded, and decoded, is z.
+Latents are scaled and shifted: see `gaussian_latents`.
 
-Source: Rombach et al. 2022 (arXiv:2112.10752), sections 3.1 and D.1 (scale); the shift is that of
-Esser et al. 2024 (arXiv:2403.03206).
+Source: Rombach et al. 2022 (arXiv:2112.10752), sections 3.1 and D.1.
 """
 
 from typing import Any
@@ -20,12 +18,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdiff import checks
-from jaxdiff.nn.layers import GroupNorm, Linear, check_input, upsample
+from jaxdiff.nn.gaussian_latents import GaussianAutoencoder, check_widths
+from jaxdiff.nn.layers import GroupNorm, Linear, upsample
 from jaxdiff.nn.residual import AttentionBlock, ResidualBlock
 from jaxdiff.typing import Array
-
-MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
-"""Between which the log-variance of latents is kept."""
 
 
 class Levels(nnx.Module):
@@ -140,7 +136,7 @@ class Way(nnx.Module):
         return self.conv_out(jax.nn.silu(self.norm_out(h)))
 
 
-class Autoencoder(nnx.Module):
+class Autoencoder(GaussianAutoencoder):
     """Encodes images as Gaussians of latents, and decodes latents.
 
     Its methods are pure functions of the parameters by name:
@@ -190,16 +186,18 @@ class Autoencoder(nnx.Module):
     ) -> None:
         out_channels = channels if out_channels is None else out_channels
         sizes = {"channels": channels, "out_channels": out_channels, "num_blocks": num_blocks}
-        sizes |= {"latent_channels": latent_channels, "max_groups": max_groups}
+        sizes |= {"max_groups": max_groups}
         for name, size in sizes.items():
             checks.count(name, size)
-        widths = tuple(checks.count("widths", width) for width in widths)
-        if not widths:
-            raise ValueError("`widths` must hold one number a level; got none.")
-        self.scale = float(checks.number("scale", scale, 0.0, above=True))
-        self.shift = float(checks.number("shift", shift))
-        self.channels, self.latent_channels, self.dtype = channels, latent_channels, dtype
-        self.factor = 2 ** (len(widths) - 1)
+        widths = check_widths(widths)
+        super().__init__(
+            channels,
+            latent_channels=latent_channels,
+            factor=2 ** (len(widths) - 1),
+            scale=scale,
+            shift=shift,
+            dtype=dtype,
+        )
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         shared = {
             "attends": attends,
@@ -220,47 +218,9 @@ class Autoencoder(nnx.Module):
         self.mix_out = Linear(wide, wide, **options) if last else None
         self.mix_in = Linear(latent_channels, latent_channels, **options) if first else None
 
-    def encode(self, x: Array) -> tuple[Array, Array]:
-        """Encode images.
-
-        Args:
-            x: shape (B, H, W, channels), in [-1, 1]; H and W are multiples of 2^(levels - 1).
-
-        Returns:
-            Mean and standard deviation of the latents, (B, H', W', C), in float32 at least.
-
-        Raises:
-            TypeError: if `x` is not one array of real numbers.
-            ValueError: if its shape is another.
-        """
-        x = check_input(x, ("H", "W", self.channels), self.dtype)
-        if x.shape[1] % self.factor or x.shape[2] % self.factor:
-            raise ValueError(
-                f"`x` must have H and W divisible by {self.factor}; got {x.shape}. Resize, crop or "
-                "pad the images."
-            )
+    def _moments(self, x: Array) -> Array:
         h = self.encoder(x)
-        h = h if self.mix_out is None else self.mix_out(h)
-        h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
-        mean, log_variance = jnp.split(h, 2, axis=-1)
-        log_variance = jnp.clip(log_variance, MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)
-        return self.scale * (mean - self.shift), self.scale * jnp.exp(0.5 * log_variance)
+        return h if self.mix_out is None else self.mix_out(h)
 
-    def decode(self, z: Array) -> Array:
-        """Decode latents.
-
-        Args:
-            z: shape (B, H', W', C).
-
-        Returns:
-            Images (B, H, W, out_channels), about [-1, 1], in float32 at least.
-
-        Raises:
-            TypeError: if `z` is not one array of real numbers.
-            ValueError: if its shape is another.
-        """
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        z = check_input(z, ("H", "W", self.latent_channels), wide, name="z")
-        z = (z / self.scale + self.shift).astype(self.dtype)
-        x = self.decoder(z if self.mix_in is None else self.mix_in(z))
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    def _images(self, z: Array) -> Array:
+        return self.decoder(z if self.mix_in is None else self.mix_in(z))
