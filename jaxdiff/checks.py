@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ __all__ = [
     "process",
     "real",
     "shown",
+    "texts",
     "whole_numbers",
 ]
 
@@ -317,6 +318,19 @@ def whole_numbers(name: str, value: Any, high: int | None = None) -> Array:
         wanted = "at least 0" if high is None else f"in 0..{high - 1}"
         raise ValueError(f"`{name}` must be {wanted}; got values from {least} to {most}.")
     return array
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """Return texts as a list; one alone may be given.
+
+    Raises:
+        TypeError: if one is no text.
+    """
+    given = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    for each in given:
+        if not isinstance(each, str):
+            raise TypeError(f"`{name}` must be texts; got {each!r}.")
+    return given
 
 
 def shown(value: Any) -> str:

@@ -4,11 +4,14 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+import optax.contrib
 
 from experiments.common.evaluations import MAIN
-from jaxdiff import training
+from jaxdiff import checks, training
 from jaxdiff.training import ema
 from jaxdiff.typing import LossFn, PyTree
 
@@ -53,11 +56,30 @@ INITIAL_SHARE = 0.05
 """How much of an average may be the initial parameters before it is said."""
 FEW_STEPS = 100
 """Runs of fewer steps try the way out, and no average of them is meant."""
+MUON_LEARNING_RATE = 0.02
+"""The peak of a config with Muon that says no other."""
+
+
+ENDS = ("input", "output", "conv_in", "conv_out")
+"""Layers that come first or last in a network, or are so called within a block of it."""
 
 
 def build_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """AdamW with warm-up, the schedule that the config names, and clipped gradients."""
-    return adamw(build_schedule(config), config.clip_norm, config.weight_decay)
+    """The optimizer of clipped gradients that the config names, with warm-up and its schedule.
+
+    A config without an `optimizer` has AdamW. Muon has a rate of its own, `muon_learning_rate`,
+    0.02 unless the config says another; what it leaves to AdamW has the config's.
+
+    Raises:
+        ValueError: if it names another.
+    """
+    name = getattr(config, "optimizer", "adamw")
+    checks.choice("optimizer", name, ("adamw", "muon"))
+    schedule = build_schedule(config)
+    if name == "adamw":
+        return adamw(schedule, config.clip_norm, config.weight_decay)
+    faster = build_schedule(config, getattr(config, "muon_learning_rate", MUON_LEARNING_RATE))
+    return muon(faster, schedule, config.clip_norm, config.weight_decay)
 
 
 def adamw(
@@ -70,10 +92,74 @@ def adamw(
     )
 
 
+def muon(
+    schedule: optax.Schedule, adam_schedule: optax.Schedule, clip_norm: Any, weight_decay: Any
+) -> optax.GradientTransformation:
+    """Muon of clipped gradients on the matrices of inner layers, AdamW on what else there is.
+
+    A step is that of the momentum's nearest orthogonal matrix, about: five Newton-Schulz steps. A
+    convolution is the matrix from all it reads to its channels.
+
+    Args:
+        schedule: the rate of Muon.
+        adam_schedule: that of AdamW.
+        clip_norm: the global norm that gradients are scaled down to.
+        weight_decay: of both.
+
+    Source: Jordan et al. 2024 (github.com/KellerJordan/Muon), and Bernstein and Newhouse 2024
+    (arXiv:2409.20325), story II.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.partition(
+            {
+                # Its own AdamW has Nesterov's momentum.
+                "muon": optax.contrib.muon(
+                    schedule,
+                    weight_decay=weight_decay,
+                    muon_weight_dimension_numbers=lambda params: jax.tree.map(_sides, params),
+                ),
+                "adamw": optax.adamw(adam_schedule, b2=0.99, weight_decay=weight_decay),
+            },
+            _by_optimizer,
+        ),
+    )
+
+
+def _by_optimizer(params: PyTree) -> PyTree:
+    """Say of each parameter whether it is a matrix of an inner layer, for "muon", or "adamw".
+
+    Such is what a dense layer or a convolution between others multiplies by: tables of embeddings
+    and positions, biases and scales of this library's networks have other names than "kernel".
+    """
+    paths = [_names(path) for path, _ in jax.tree.leaves_with_path(params)]
+    with_ends = {names[:i] for names in paths for i, name in enumerate(names) if name in ENDS}
+
+    def kind(path: Any, leaf: Any) -> str:
+        names = _names(path)
+        outermost = next((i for i in range(len(names)) if names[:i] in with_ends), None)
+        is_end = outermost is not None and names[outermost] in ENDS
+        is_matrix = names[-1:] == ("kernel",) and leaf.ndim in (2, 4)
+        return "muon" if is_matrix and not is_end else "adamw"
+
+    return jax.tree.map_with_path(kind, params)
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def _sides(leaf: Any) -> optax.contrib.MuonDimensionNumbers:
+    """Return which axes of (..., in, out) are those of rows and which of columns."""
+    last = np.ndim(leaf) - 1
+    return optax.contrib.MuonDimensionNumbers(tuple(range(last)), last)
+
+
 def build_schedule(config: TrainingConfig, peak: float | None = None) -> optax.Schedule:
     """The learning rate by step; a config without a `schedule` falls by a cosine.
 
-    Its peak is the config's unless one is given.
+    "constant_linear" stays at its peak until the last half and then falls to 0. The peak is the
+    config's unless one is given.
     """
     decay_steps = config.decay_steps or config.num_steps
     peak = config.learning_rate if peak is None else peak
@@ -81,7 +167,11 @@ def build_schedule(config: TrainingConfig, peak: float | None = None) -> optax.S
     rise, name = max(warmup, 1), getattr(config, "schedule", "cosine")
     if name == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, decay_steps, 0.01 * peak)
+    half = max(decay_steps - decay_steps // 2, warmup)
     after = {
+        "constant_linear": optax.linear_schedule(
+            peak, 0.0, decay_steps - half, transition_begin=half - warmup
+        ),
         "linear": optax.linear_schedule(peak, 0.01 * peak, decay_steps - warmup),
         "constant": optax.constant_schedule(peak),
         "inverse_sqrt": lambda count: peak * jnp.sqrt(rise / (rise + jnp.maximum(count, 0))),

@@ -10,7 +10,8 @@ Whatever has a length and gives its rows by index is `Records`, and all are read
 `prepared` turns what was read into the {"x0", "cond"} of a loss, inside the compiled update.
 
 Importing this package needs JAX and NumPy only; `load_images` imports tensorflow_datasets,
-`load_folder` Pillow and `batches` grain when called. TensorFlow is never imported.
+`load_folder` Pillow, `batches` grain and `learn_tokenizer` tokenizers when called. TensorFlow is
+never imported.
 """
 
 from jaxdiff.data import scenes, stored
@@ -24,6 +25,7 @@ from jaxdiff.data.prepare import Prepare, dequantized_images, prepared
 from jaxdiff.data.records import Arrays, Records, from_arrays
 from jaxdiff.data.scaling import bin_width, centers, dequantize, to_levels
 from jaxdiff.data.source import default_data_dir, load_images
+from jaxdiff.data.tokenizer import Tokenizer, learn_tokenizer
 
 __all__ = [
     "Arrays",
@@ -34,6 +36,7 @@ __all__ = [
     "Prepare",
     "Records",
     "Tokenized",
+    "Tokenizer",
     "UnreadableError",
     "batch_indices",
     "batches",
@@ -43,6 +46,7 @@ __all__ = [
     "dequantize",
     "dequantized_images",
     "from_arrays",
+    "learn_tokenizer",
     "load_folder",
     "load_images",
     "prepared",

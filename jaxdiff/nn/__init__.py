@@ -30,6 +30,7 @@ with needed_by("jaxdiff.nn"):
     from jaxdiff.nn.space_to_depth import SpaceToDepthAutoencoder
     from jaxdiff.nn.step_unet import StepUNet
     from jaxdiff.nn.text_encoder import TextEncoder
+    from jaxdiff.nn.texts import Texts
     from jaxdiff.nn.times import LogSNR, Steps, Time
     from jaxdiff.nn.unet import UNet
     from jaxdiff.nn.vision import VisionTransformer
@@ -49,6 +50,7 @@ __all__ = [
     "StepUNet",
     "Steps",
     "TextEncoder",
+    "Texts",
     "Time",
     "UNet",
     "Vectors",

@@ -3,6 +3,7 @@ r"""What a network may be conditioned on: labels, vectors, sequences, and severa
     nn.DiT(shape, conditioning=nn.Labels(10), rngs=rngs)  # num_classes=10 for short
     nn.DiT(shape, conditioning=nn.Sequences(768), rngs=rngs)
     nn.DiT(shape, conditioning={"label": nn.Labels(10), "text": nn.Sequences(768)}, rngs=rngs)
+    nn.DiT(shape, conditioning=nn.Texts(512, length=20), rngs=rngs)    # see jaxdiff.nn.texts
 
 A condition turns its value for a batch, `cond`, into a vector (B, C), which is added to that of
 log-SNR, or into tokens (B, L, C) with a mask, which the network attends to. Several conditions are
@@ -33,6 +34,7 @@ from flax import nnx
 
 from jaxdiff import checks, numerics
 from jaxdiff.nn.layers import Linear
+from jaxdiff.nn.sequences import check_mask, sequence_parts
 from jaxdiff.typing import Array, PyTree
 
 __all__ = [
@@ -277,7 +279,7 @@ def named(conditioning: Conditions) -> dict[str, Condition]:
         TypeError: if it is neither a condition nor a mapping of names to conditions.
         ValueError: if it is an empty mapping, or a name is no identifier.
     """
-    kinds = "nn.Labels(num_classes), nn.Vectors(dim) or nn.Sequences(dim)"
+    kinds = "nn.Labels(num_classes), nn.Vectors(dim), nn.Sequences(dim) or nn.Texts(num_tokens)"
     if isinstance(conditioning, Condition):
         return {type(conditioning).__name__.lower(): conditioning}
     if not isinstance(conditioning, Mapping):
@@ -333,29 +335,6 @@ def _check_real(value: Any, name: str, shape: tuple[int | str, ...]) -> Array:
 
 def _check_sequence(value: Any, name: str, num_rows: int, dim: int) -> tuple[Array, Array]:
     """Return tokens (B, L, dim) and a mask of booleans (B, L)."""
-    parts = value._asdict() if hasattr(value, "_asdict") else value
-    if not isinstance(parts, Mapping) or set(parts) != {"tokens", "mask"}:
-        got = checks.shown(value) if not isinstance(parts, Mapping) else ", ".join(map(str, parts))
-        raise TypeError(
-            f"`{name}` must hold `tokens` ({num_rows}, L, {dim}) and `mask` ({num_rows}, L), true "
-            f"where there is a token, and nothing else; got {got}."
-        )
-    tokens = _check_real(parts["tokens"], f"{name}.tokens", (num_rows, "L", dim))
-    given = parts["mask"]
-    mask = numerics.as_array(given, f"{name}.mask")
-    if not any(jnp.issubdtype(mask.dtype, kind) for kind in (jnp.bool_, jnp.integer)):
-        raise TypeError(
-            f"`{name}.mask` must hold booleans, or 0 and 1: true where there is a token; "
-            f"got {mask.dtype}."
-        )
-    if mask.shape != tokens.shape[:2]:
-        raise ValueError(
-            f"`{name}.mask` must have the shape of the tokens without their last axis, "
-            f"{tokens.shape[:2]}; got {mask.shape}."
-        )
-    known = numerics.concrete(given)
-    if known is not None and not np.isin(known, (0, 1)).all():
-        raise ValueError(
-            f"`{name}.mask` must hold booleans, or 0 and 1; got {known.min()}..{known.max()}."
-        )
-    return tokens, mask.astype(bool)
+    tokens, mask = sequence_parts(value, name, f"({num_rows}, L, {dim})", num_rows)
+    tokens = _check_real(tokens, f"{name}.tokens", (num_rows, "L", dim))
+    return tokens, check_mask(mask, name, tokens.shape[:2])

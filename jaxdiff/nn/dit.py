@@ -15,10 +15,11 @@ zero too, hence so does the network. Where it is conditioned on sequences,
 stands between the two, cross being cross-attention whose projection starts at zero.
 
 Source: Peebles and Xie 2023 (arXiv:2212.09748), section 3.2 and Figure 3; for cross-attention Chen
-et al. 2024 (arXiv:2310.00426), section 2.3, with the normalisation, which they do without.
+et al. 2024 (arXiv:2310.00426), section 2.3, with the normalisation, which they do without. Instead
+the tokens of the context may be a second stream: see :class:`jaxdiff.nn.joint.JointBlock`.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +28,18 @@ from flax import nnx
 
 from jaxdiff import checks
 from jaxdiff.nn.conditioning import Conditions, Context
+from jaxdiff.nn.joint import JointBlock
 from jaxdiff.nn.layers import (
     CrossAttention,
     Linear,
-    attention,
+    attend,
     check_image_shape,
     check_input,
     checkpointed,
-    dropout,
     layer_norm,
 )
 from jaxdiff.nn.network import Conditioning, Network
+from jaxdiff.nn.streams import ACTIVATIONS, Stream, modulate
 from jaxdiff.nn.times import LogSNR, Time
 from jaxdiff.typing import Array, Key
 
@@ -74,50 +76,23 @@ def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
     return np.concatenate(parts, axis=-1).astype(np.float32)
 
 
-def modulate(x: Array, shift: Array, scale: Array, epsilon: float = 1e-6) -> Array:
-    """Return (1 + scale) * norm(x) + shift, for x (B, N, C) and shift, scale (B, 1, C)."""
-    return layer_norm(x, epsilon) * (1.0 + scale) + shift
+class DiTBlock(Stream):
+    """One adaLN-Zero block; `cross` is whether it attends to a context, the rest as a Stream's."""
 
-
-class DiTBlock(nnx.Module):
-    """One adaLN-Zero block; `options` go to its layers."""
-
-    def __init__(
-        self,
-        width: int,
-        *,
-        num_heads: int,
-        mlp_ratio: int,
-        mlp_epsilon: float,
-        dropout: float,
-        site: int,
-        cross: bool,
-        **options: Any,
-    ) -> None:
-        self.num_heads = num_heads
-        self.mlp_epsilon = mlp_epsilon
-        self.dropout = dropout
-        self.site = site
-        zeros = nnx.initializers.zeros
-        xavier = nnx.initializers.xavier_uniform()
-        self.modulation = Linear(width, 6 * width, kernel_init=zeros, **options)
-        self.qkv = Linear(width, 3 * width, kernel_init=xavier, **options)
-        self.projection = Linear(width, width, kernel_init=xavier, **options)
-        self.inner = Linear(width, mlp_ratio * width, kernel_init=xavier, **options)
-        self.outer = Linear(mlp_ratio * width, width, kernel_init=xavier, **options)
-        self.cross = CrossAttention(width, width, num_heads=num_heads, **options) if cross else None
+    def __init__(self, width: int, *, cross: bool, **given: Any) -> None:
+        super().__init__(width, **given)
+        names = ("num_heads", "query_key_norm", "dtype", "param_dtype", "rngs")
+        asking = {name: given[name] for name in names}
+        self.cross = CrossAttention(width, width, **asking) if cross else None
 
     def __call__(self, h: Array, c: Array, context: Context | None, key: Key | None) -> Array:
         """Map tokens (B, N, C) to the same shape, given activated conditioning (B, C)."""
-        modulation = self.modulation(c)[:, jnp.newaxis]
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
-        mixed = attention(self.qkv(modulate(h, shift1, scale1)), self.num_heads)
-        h = h + gate1 * dropout(self.projection(mixed), self.dropout, key, 2 * self.site)
+        first, second = self.modulations(c)
+        mixed = attend(*self.asked(h, first), self.num_heads)
+        h = self.attended(h, mixed, first, key)
         if self.cross is not None and context is not None:
             h = h + self.cross(layer_norm(h), *context)
-        normal = modulate(h, shift2, scale2, self.mlp_epsilon)
-        inner = jax.nn.gelu(self.inner(normal), approximate=True)
-        return h + gate2 * dropout(self.outer(inner), self.dropout, key, 2 * self.site + 1)
+        return self.perceived(h, second, key)
 
 
 class DiT(Network):
@@ -143,16 +118,22 @@ class DiT(Network):
         extra_channels: how many channels the output has beyond C. They are left out, as the
             learned variance of published weights is.
         mlp_epsilon: added to the variance in the normalisation before the perceptrons.
+        text_attention: how tokens of the conditioning are attended to: by cross-attention, or
+            jointly with those of the image in one attention, as a second stream.
+        query_key_norm: normalise queries and keys by :class:`jaxdiff.nn.layers.HeadNorm`.
+        activation: of the blocks' perceptrons.
         conditioning, num_classes, remat, dtype, param_dtype, rngs: what all networks take, see
             :class:`jaxdiff.nn.network.Network`.
 
     Raises:
         TypeError: if an option is of another kind.
-        ValueError: if a size is below 1, does not divide as said above, or `dropout` lies
-            outside [0, 1).
+        ValueError: if a size is below 1, does not divide as said above, `dropout` lies outside
+            [0, 1), or a choice is none.
 
     Source: Peebles and Xie 2023 (arXiv:2212.09748), with log-SNR for the time step unless told
-    otherwise, and dropout, which they do not use.
+    otherwise, and dropout, which they do not use. Joint attention is that of Esser et al. 2024
+    (arXiv:2403.03206), section 4 and Figure 2; the squared relu that of So et al. 2021
+    (arXiv:2109.08668).
     """
 
     def __init__(
@@ -171,6 +152,9 @@ class DiT(Network):
         time: Time = LogSNR(),  # noqa: B008 - frozen
         extra_channels: int = 0,
         mlp_epsilon: float = 1e-6,
+        text_attention: Literal["cross", "joint"] = "cross",
+        query_key_norm: bool = False,
+        activation: Literal["gelu", "relu_squared"] = "gelu",
         remat: bool = False,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
@@ -188,6 +172,8 @@ class DiT(Network):
             raise ValueError(
                 f"`width` must be a multiple of 4 and of num_heads = {num_heads}; got {width}."
             )
+        checks.choice("text_attention", text_attention, ("cross", "joint"))
+        checks.choice("activation", activation, tuple(ACTIVATIONS))
         self.extra_channels = checks.count("extra_channels", extra_channels, 0)
         self.patch_size = patch_size
         self.width = width
@@ -207,16 +193,21 @@ class DiT(Network):
             if learned_positions
             else None
         )
+        self.joint = text_attention == "joint" and self.conditioning.has_context
+        block_options = {
+            "num_heads": num_heads,
+            "mlp_ratio": mlp_ratio,
+            "mlp_epsilon": mlp_epsilon,
+            "dropout": dropout,
+            "query_key_norm": query_key_norm,
+            "activation": activation,
+            **options,
+        }
         for i in range(depth):
-            block = DiTBlock(
-                width,
-                num_heads=num_heads,
-                mlp_ratio=mlp_ratio,
-                mlp_epsilon=mlp_epsilon,
-                dropout=dropout,
-                site=i,
-                cross=self.conditioning.has_context,
-                **options,
+            block = (
+                JointBlock(width, site=i, depth=depth, **block_options)
+                if self.joint
+                else DiTBlock(width, site=i, cross=self.conditioning.has_context, **block_options)
             )
             setattr(self, f"block_{i:02d}", block)
         self.final_modulation = Linear(width, 2 * width, kernel_init=zeros, **options)
@@ -238,7 +229,11 @@ class DiT(Network):
         h = h + jnp.asarray(positions, self.dtype)[jnp.newaxis]
         c = jax.nn.silu(c)
         for i in range(self.depth):
-            h = checkpointed(getattr(self, f"block_{i:02d}"), self.remat)(h, c, context, rows)
+            block = checkpointed(getattr(self, f"block_{i:02d}"), self.remat)
+            if self.joint:
+                h, context = block(h, c, context, rows)
+            else:
+                h = block(h, c, context, rows)
         shift, scale = jnp.split(self.final_modulation(c)[:, jnp.newaxis], 2, axis=-1)
         output = self.output(modulate(h, shift, scale))
         if not self.extra_channels:

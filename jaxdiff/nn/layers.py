@@ -64,6 +64,37 @@ class LayerNorm(nnx.Module):
         return scaled.reshape(x.shape).astype(x.dtype)
 
 
+class HeadNorm(nnx.Module):
+    """RMS normalisation of each head of queries or of keys, with a learned scale.
+
+    Scores then stay bounded by the scales, however long queries and keys would be.
+
+    Args:
+        width: C.
+        num_heads: a divisor of C; each head has C / H scales of its own.
+        epsilon: added to the mean square.
+        param_dtype: of the parameters.
+
+    Source: Zhang and Sennrich 2019 (arXiv:1910.07467), eq. 4, in the place where Henry et al. 2020
+    (arXiv:2010.04245) and Dehghani et al. 2023 (arXiv:2302.05442), section 2, normalise otherwise.
+    """
+
+    def __init__(
+        self, width: int, *, num_heads: int, epsilon: float = 1e-6, param_dtype: Any
+    ) -> None:
+        self.head = width // num_heads
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((width,), param_dtype))
+
+    def __call__(self, x: Array) -> Array:
+        """Normalise (B, N, C), statistics in float32 at least."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(-1, self.head)
+        column = jnp.full((self.head, 1), 1.0 / self.head, wide.dtype)
+        square = jnp.matmul(wide * wide, column, precision="highest")
+        normal = (wide * jax.lax.rsqrt(square + self.epsilon)).reshape(-1, x.shape[-1])
+        return (normal * self.scale[...][jnp.newaxis]).reshape(x.shape).astype(x.dtype)
+
+
 class GroupNorm(nnx.Module):
     """Group normalisation with a learned scale and shift, statistics in float32 at least.
 
@@ -171,6 +202,7 @@ class CrossAttention(nnx.Module):
         num_heads: a divisor of C.
         biased: whether queries, keys and values have biases.
         wide: as of :func:`attend`.
+        query_key_norm: whether queries and keys are normalised by :class:`HeadNorm`.
         options: go to its layers.
 
     Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.2.3; the projection that starts at
@@ -185,6 +217,7 @@ class CrossAttention(nnx.Module):
         num_heads: int,
         biased: bool = True,
         wide: bool = False,
+        query_key_norm: bool = False,
         **options: Any,
     ) -> None:
         self.num_heads = num_heads
@@ -194,11 +227,17 @@ class CrossAttention(nnx.Module):
         self.query = Linear(width, width, **asking)
         self.key_value = Linear(context_width, 2 * width, **asking)
         self.projection = Linear(width, width, kernel_init=zeros, **options)
+        norm = {"num_heads": num_heads, "param_dtype": options["param_dtype"]}
+        self.query_norm = HeadNorm(width, **norm) if query_key_norm else None
+        self.key_norm = HeadNorm(width, **norm) if query_key_norm else None
 
     def __call__(self, h: Array, tokens: Array, mask: Array | None = None) -> Array:
         """Map (B, N, C), with tokens (B, L, context_width) and their mask (B, L), to (B, N, C)."""
+        query = self.query(h)
         key, value = jnp.split(self.key_value(tokens), 2, axis=-1)
-        mixed = attend(self.query(h), key, value, self.num_heads, mask, wide=self.wide)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        mixed = attend(query, key, value, self.num_heads, mask, wide=self.wide)
         return self.projection(mixed)
 
 
@@ -286,7 +325,7 @@ def dropout(x: Array, rate: float, key: Key | None, site: int) -> Array:
     return jnp.where(jax.vmap(keep)(key), x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def checkpointed(block: Callable[..., Array], remat: bool) -> Callable[..., Array]:
+def checkpointed(block: Callable[..., Any], remat: bool) -> Callable[..., Any]:
     """Recompute the block's activations in the backward pass where `remat` is True."""
     return jax.checkpoint(lambda *args: block(*args)) if remat else block
 

@@ -76,7 +76,11 @@ class TextBlock(nnx.Module):
         self.outer = Linear(hidden, width, **options)
 
     def __call__(self, h: Array, mask: Array) -> Array:
-        """Map tokens (B, L, C), with what each may attend to (1, L, L), to the same shape."""
+        """Map tokens (B, L, C) to the same shape, given what may be attended to.
+
+        The mask says which tokens all may attend to, (B, L), or which each may, (1, L, L) or
+        (B, L, L).
+        """
         mixed = attention(self.qkv(self.attention_norm(h)), self.num_heads, mask)
         h = h + self.projection(mixed)
         return h + self.outer(ACTIVATIONS[self.activation](self.inner(self.mlp_norm(h))))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff import extras
+from jaxdiff import checks, extras
 from jaxdiff.pretrained.errors import WeightsError
 from jaxdiff.pretrained.files import read_json
 
@@ -81,11 +81,8 @@ class Tokenizer:
                 f"{self.folder} has no tokenizer: put tokenizer.json, or vocab.json and "
                 "merges.txt, there. Or give tokens to `encode`."
             )
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        for prompt in prompts:
-            if not isinstance(prompt, str):
-                raise TypeError(f"`prompts` must be texts; got {prompt!r}.")
-        return list(zip(prompts, self.made.encode_batch(prompts), strict=True))
+        given = checks.texts("prompts", prompts)
+        return list(zip(given, self.made.encode_batch(given), strict=True))
 
 
 def read(folder: Path, length: int | None = None) -> Tokenizer:
