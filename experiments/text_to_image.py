@@ -28,8 +28,9 @@ from experiments.images.sample_folders import Out
 from experiments.pretrained.conditioning import Asked, Guidance, Guided, condition
 from experiments.pretrained.editing import Editing, edit
 from experiments.pretrained.generator import make_draw
-from experiments.pretrained.weights import fingerprint, image_size, num_channels, open_weights
+from experiments.pretrained.weights import image_size, num_channels, open_weights
 from jaxdiff import plotting
+from jaxdiff.data.stored import fingerprint
 
 FILE_BYTES = 2**26
 """How much of images is kept in one file of a folder."""

@@ -276,6 +276,57 @@ def test_flips_mirror_half_of_the_images_and_draw_by_row():
     np.testing.assert_array_equal(plain["x0"], data.dequantize(KEY, levels, 17))
 
 
+def encoded(count, **options):
+    rng = np.random.default_rng(5)
+    return {
+        "mean": rng.normal(size=(count, 2, 2, 3)).astype(np.float32),
+        "deviation": rng.uniform(0.1, 2.0, (count, 2, 2, 3)).astype(np.float32),
+        **options,
+    }
+
+
+def test_latents_are_drawn_about_their_means_by_row():
+    text = {"tokens": np.arange(12).reshape(6, 2), "mask": np.ones((6, 2), bool)}
+    batch = encoded(6, text=text, label=np.arange(6))
+    prepare = data.latents(scale=0.5, shift=0.25)
+    part = jax.tree.map(lambda leaf: leaf[1::2], batch)
+
+    @jax.jit
+    def drawn(key, batch, part):
+        """The whole; a part of it, by its key as under pmap, or by numbers; and the noise."""
+        numbered = rows.Rows(jnp.asarray([1, 3, 5]), jnp.full(3, 6))
+        by_key = prepare((), rows.part_key(key, 1, 2, 6), part)["x0"]
+        by_number = prepare((), key, {**part, "rows": numbered})["x0"]
+        return prepare((), key, batch), by_key, by_number, rows.normal(key, batch["mean"])
+
+    made, by_key, by_number, noise = drawn(KEY, batch, part)
+    wanted = 0.5 * (batch["mean"] + batch["deviation"] * noise - 0.25)
+    assert made.keys() == {"x0", "cond", "label"}
+    assert made["x0"].dtype == jnp.float32
+    np.testing.assert_allclose(made["x0"], wanted, atol=1e-6)  # the compiler's own order of sums
+    jax.tree.map(np.testing.assert_array_equal, made["cond"], text)
+    np.testing.assert_array_equal(by_key, made["x0"][1::2])
+    np.testing.assert_array_equal(by_number, made["x0"][1::2])
+
+
+def test_latents_have_the_moments_of_their_rows():
+    count = 4000
+    one = jax.tree.map(lambda leaf: np.repeat(leaf, count, axis=0), encoded(1))
+    x0 = np.asarray(data.latents(scale=2.0, shift=-1.0)((), KEY, one)["x0"], np.float64)
+    mean, std = 2.0 * (one["mean"][0] + 1.0), 2.0 * one["deviation"][0]
+    errors = np.abs(x0.mean(axis=0) - mean) / std * count**0.5
+    of_variance = np.abs(x0.var(axis=0) / std**2 - 1.0) * (count / 2) ** 0.5
+    print("standard errors", errors.max(), of_variance.max())
+    assert max(errors.max(), of_variance.max()) < 4.0
+    plain = data.latents(scale=2.0, shift=-1.0, deviations=False)
+    for batch in (one, {"mean": one["mean"]}):
+        made = plain((), KEY, batch)
+        assert made.keys() == {"x0"}
+        np.testing.assert_array_equal(made["x0"], np.float32(2) * (one["mean"] + np.float32(1)))
+    halves = jax.tree.map(lambda leaf: leaf.astype(np.float16), one)
+    assert data.latents(scale=np.float64(2))((), KEY, halves)["x0"].dtype == jnp.float32
+
+
 def test_what_is_frozen_prepares_and_gets_no_gradient():
     def prepare(frozen, key, batch):
         del key
@@ -323,6 +374,24 @@ def nothing(frozen, key, batch):
             lambda: data.dequantized_images(17)((), KEY, {"x0": 1}),
             ValueError,
             '`batch` must hold "image"; got x0',
+        ),
+        (lambda: data.latents(scale=0.0), ValueError, "`scale` must"),
+        (lambda: data.latents(shift=jnp.inf), ValueError, "`shift` must"),
+        (lambda: data.latents(deviations=1), TypeError, "`deviations` must be true or false"),
+        (
+            lambda: data.latents()((), KEY, {"mean": np.zeros((2, 3))}),
+            ValueError,
+            '`batch` must hold "deviation"; got mean',
+        ),
+        (
+            lambda: data.latents()((), KEY, {"mean": np.zeros((2, 3)), "deviation": np.ones(2)}),
+            ValueError,
+            r'batch\["deviation"\] must have the shape of batch\["mean"\], \(2, 3\); got \(2,\)',
+        ),
+        (
+            lambda: data.latents()((), KEY, encoded(2, mean=np.zeros((2, 2, 2, 3), int))),
+            TypeError,
+            r'batch\["mean"\]` must hold floating-point numbers',
         ),
     ],
 )

@@ -3,7 +3,6 @@
 Pixels are levels k of 0..255 at x = k / 127.5 - 1, as published networks of images take them.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from experiments.common.command import Refusal, refusing
 from jaxdiff import pretrained
 from jaxdiff.devices import shared_place
 from jaxdiff.pretrained import Autoencoder, Denoising, WeightsError
-from jaxdiff.typing import Array, PyTree
+from jaxdiff.typing import Array
 
 _CHANNELS = {"UNet2DModel": 3, "UNet2DConditionModel": 4}
 """Of U-Nets whose config does not say how many."""
@@ -161,15 +160,6 @@ def _said_size(loaded: Denoising) -> tuple[int, int] | None:
     if isinstance(size, list | tuple):
         return int(size[0]), int(size[1])
     return None if size is None else (int(size), int(size))
-
-
-def fingerprint(*trees: PyTree) -> str:
-    """Return a digest of parameters, by which others are told."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(trees):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
-        digest.update(np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def from_levels(levels: np.ndarray) -> np.ndarray:

@@ -26,7 +26,6 @@ from experiments.pretrained.conditioning import Asked, Guidance, Guided, conditi
 from experiments.pretrained.weights import (
     check_alone,
     factor,
-    fingerprint,
     image_size,
     num_channels,
     open_weights,
@@ -34,6 +33,7 @@ from experiments.pretrained.weights import (
 from experiments.solvers import report
 from experiments.solvers.padding import pad, skipping
 from jaxdiff import sample, samplers, timesteps
+from jaxdiff.data.stored import fingerprint
 from jaxdiff.processes import Process
 from jaxdiff.training import parallel
 from jaxdiff.typing import Array, Denoiser, PyTree

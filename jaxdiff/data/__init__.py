@@ -21,7 +21,7 @@ from jaxdiff.data.errors import NotPreparedError, UnreadableError
 from jaxdiff.data.folder import load_folder
 from jaxdiff.data.images import Images
 from jaxdiff.data.pipeline import batch_indices, batches
-from jaxdiff.data.prepare import Prepare, dequantized_images, prepared
+from jaxdiff.data.prepare import Prepare, dequantized_images, latents, prepared
 from jaxdiff.data.records import Arrays, Records, from_arrays
 from jaxdiff.data.scaling import bin_width, centers, dequantize, to_levels
 from jaxdiff.data.source import default_data_dir, load_images
@@ -46,6 +46,7 @@ __all__ = [
     "dequantize",
     "dequantized_images",
     "from_arrays",
+    "latents",
     "learn_tokenizer",
     "load_folder",
     "load_images",

@@ -34,7 +34,7 @@ class Images:
         class_names: K names of the classes, where they are known.
         contents: a digest of what a folder holds, by which another content is told; or None.
         paths: of the files of a folder within it, N; or None.
-        texts: N captions, or None.
+        texts: N captions, in memory or read by index, or None.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Images:
     class_names: tuple[str, ...] | None = None
     contents: str | None = None
     paths: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
-    texts: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
+    texts: Sequence[str] | None = dataclasses.field(default=None, repr=False)
 
     @classmethod
     def from_arrays(
@@ -180,13 +180,28 @@ class Images:
         return {"image": levels} if labels is None else {"image": levels, "label": labels}
 
     def captions(self, indices: np.ndarray) -> list[str]:
-        """Return the captions of examples `indices` (B,); ValueError if they have none."""
+        """Return the captions of examples `indices` (B,).
+
+        Raises:
+            UnreadableError: a ValueError, if files are damaged or one is no text, with its index.
+            ValueError: if the examples have none.
+        """
         if self.texts is None:
             raise ValueError(
                 f"`captions` must be given: {self.title} has none. A folder gives them in "
-                'metadata.jsonl, a line {"file_name": ..., "text": ...} for each image.'
+                'metadata.jsonl, a line {"file_name": ..., "text": ...} for each image; a TFDS set '
+                "by a feature of texts, which load_images(..., text=) names where several could be."
             )
-        return [self.texts[i] for i in indices]
+        if self.in_memory:
+            return [self._captions[int(i)] for i in indices]
+        return _many(self.texts, [int(i) for i in indices])
+
+    @functools.cached_property
+    def _captions(self) -> tuple[str, ...]:
+        """All captions, read once."""
+        texts = self.texts or ()
+        chunks = (range(i, min(i + CHUNK, len(texts))) for i in range(0, len(texts), CHUNK))
+        return tuple(text for chunk in chunks for text in _many(texts, chunk))
 
     def _at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         levels, labels = self.arrays
@@ -194,15 +209,7 @@ class Images:
 
     def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Read records from the source, many at once where it can."""
-        wanted = [int(i) for i in indices]
-        many = getattr(self.source, "__getitems__", None)
-        try:
-            records = [self.source[i] for i in wanted] if many is None else many(wanted)
-        except RuntimeError as error:  # array_record's, for files damaged or gone
-            raise UnreadableError(
-                f"{self.title} in {self.location} cannot be read: {error}. "
-                "Remove that folder and prepare it again."
-            ) from error
+        records = read_records(self.source, [int(i) for i in indices], self.title, self.location)
         levels = np.stack([record["image"] for record in records])
         if levels.shape[1:] != self.shape or levels.max() >= self.num_levels:
             raise UnreadableError(
@@ -218,6 +225,34 @@ class Images:
                 f"{labels.min()}..{labels.max()}. Is it a split without labels? Take another."
             )
         return levels, labels.astype(np.int32)
+
+
+def read_records(
+    source: Sequence[Any], indices: Sequence[int], title: str, location: str
+) -> list[Any]:
+    """Read records from a source, many at once where it can.
+
+    Args:
+        source: records by index.
+        indices: of those wanted.
+        title: how messages name the split.
+        location: the folder that it is read from.
+
+    Raises:
+        UnreadableError: a ValueError, if files are damaged or gone.
+    """
+    try:
+        return _many(source, indices)
+    except RuntimeError as error:  # array_record's
+        raise UnreadableError(
+            f"{title} in {location} cannot be read: {error}. "
+            "Remove that folder and prepare it again."
+        ) from error
+
+
+def _many(source: Sequence[Any], indices: Sequence[int]) -> list[Any]:
+    many = getattr(source, "__getitems__", None)
+    return [source[i] for i in indices] if many is None else list(many(list(indices)))
 
 
 def _checked_labels(

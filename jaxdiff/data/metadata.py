@@ -6,6 +6,7 @@ A line an image, UTF-8, paths with slashes from the folder on; other keys are pa
 cannot be meant is refused with its line, all images being named once.
 """
 
+import codecs
 import json
 import os
 import posixpath
@@ -30,11 +31,12 @@ def read(folder: str) -> dict[str, str] | None:
     texts: dict[str, str] = {}
     wrong = []
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if line.strip() and (problem := _added(folder, line, texts)):
                     wrong.append(f"line {number}: {problem}")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UnreadableError(f"{path} cannot be read: {error}.") from error
     if wrong:
         raise UnreadableError(f"{path}: {_some(wrong, '; ')}. Mend or remove what is named.")
@@ -57,10 +59,12 @@ def check_all_named(folder: str, texts: dict[str, str], files: Iterable[str]) ->
         )
 
 
-def _added(folder: str, line: str, texts: dict[str, str]) -> str | None:
+def _added(folder: str, line: bytes, texts: dict[str, str]) -> str | None:
     """Add what a line says; return what is wrong with it."""
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 ({error.reason} at byte {error.start})"
     except ValueError as error:
         return f"no JSON ({error})"
     if not isinstance(record, dict):
@@ -69,6 +73,8 @@ def _added(folder: str, line: str, texts: dict[str, str]) -> str | None:
         if not isinstance(record.get(key), str) or not record[key].strip():
             found = f"is {record[key]!r:.40}" if key in record else "is missing"
             return f'"{key}" {found}, where a text is needed'
+        if any("\ud800" <= letter <= "\udfff" for letter in record[key]):
+            return f'"{key}" has half a character ({record[key]!r:.40})'
     name = posixpath.normpath(record["file_name"])
     if name.startswith(("/", "..")):
         return f"{name} is outside the folder"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxdiff import checks, rows
 from jaxdiff.data.scaling import bin_width, dequantize
-from jaxdiff.numerics import expand_like
+from jaxdiff.numerics import as_float, expand_like
 from jaxdiff.typing import Array, Batch, Key, LossFn, PyTree
 
 Prepare: TypeAlias = Callable[[PyTree, Key, Batch], Mapping[str, Any]]
@@ -91,6 +91,59 @@ def dequantized_images(num_levels: int, *, flip: bool = False) -> Prepare:
             levels = _flipped(rows.keys(key_flip, numbers), levels)
         made["x0"] = dequantize(rows.keys(key, numbers), levels, num_levels)
         return made | ({"cond": batch["label"]} if "label" in batch else {})
+
+    return prepare
+
+
+def latents(*, scale: float = 1.0, shift: float = 0.0, deviations: bool = True) -> Prepare:
+    """Make the `prepare` of latents that an autoencoder left as means and deviations.
+
+    It maps {"mean": m (B, ...), "deviation": s like it, "text": (B, ...), a tree of such or absent}
+    to {"x0": scale (m + s eps - shift), "cond": the text or absent}, eps being standard normal and
+    drawn at every step anew; other fields pass through. Row i depends on (key, i) only. What is
+    stored in less than float32 is computed in it.
+
+    Args:
+        scale: what makes the latents about as large as the noise: one over their deviation.
+        shift: their mean.
+        deviations: whether to draw about the mean; otherwise the mean itself is taken, and
+            "deviation" neither needed nor passed on.
+
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if `scale` is not above 0 or `shift` not finite; traced, if a batch has no
+            "mean" or no "deviation" of its shape.
+
+    Source: Rombach et al. 2022 (arXiv:2112.10752), appendix on autoencoders: latents are drawn and
+    divided by the deviation of all of their components.
+    """
+    checks.number("scale", scale, 0.0, above=True)
+    checks.number("shift", shift)
+    if not isinstance(deviations, bool):
+        raise TypeError(f"`deviations` must be true or false; got {deviations!r}.")
+    needed = ("mean", "deviation") if deviations else ("mean",)
+
+    def prepare(frozen: PyTree, key: Key, batch: Batch) -> dict[str, Any]:
+        del frozen
+        if missing := [name for name in needed if name not in batch]:
+            raise ValueError(
+                f'`batch` must hold "{missing[0]}"; got {", ".join(batch) or "nothing"}.'
+            )
+        x0 = as_float(batch["mean"], 'batch["mean"]')
+        if deviations:
+            deviation = as_float(batch["deviation"], 'batch["deviation"]')
+            if deviation.shape != x0.shape:
+                raise ValueError(
+                    f'batch["deviation"] must have the shape of batch["mean"], {x0.shape}; got '
+                    f"{deviation.shape}."
+                )
+            given = rows.of_batch(batch, x0.shape[0])
+            numbers = x0.shape[0] if given is None else given
+            x0 = x0 + deviation.astype(x0.dtype) * rows.normal(rows.keys(key, numbers), x0)
+        used = ("mean", "deviation", "text")
+        made = {name: value for name, value in batch.items() if name not in used}
+        made["x0"] = jnp.asarray(scale, x0.dtype) * (x0 - jnp.asarray(shift, x0.dtype))
+        return made | ({"cond": batch["text"]} if "text" in batch else {})
 
     return prepare
 

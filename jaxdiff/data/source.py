@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.data import texts
 from jaxdiff.data.errors import NotPreparedError
 from jaxdiff.data.extras import require
 from jaxdiff.data.images import Images
@@ -23,25 +24,36 @@ def default_data_dir() -> str:
     return os.path.expanduser(os.path.join(cache, "jaxdiff"))
 
 
-def load_images(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = None) -> Images:
+def load_images(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    text: str | None = None,
+) -> Images:
     """Open a split of "digits", or of any TFDS image set prepared as array_record.
 
     "digits" is prepared at its first use (see `digits`); every other set must have been prepared.
     Nothing is ever downloaded. "image" and, if there is one, "label" are read from each record;
     images must be uint8 and of one size. Metadata "num_levels", which a builder of one's own can
-    give, says how many levels there are, by default 256.
+    give, says how many levels there are, by default 256. A feature of texts gives captions, read
+    when they are asked for, each UTF-8 and not empty: one of an image, or a sequence of them, of
+    which the first counts, as in "coco_captions".
 
     Args:
         name: as in TFDS: "mnist", "cifar10", "mnist_corrupted/spatter", "mnist:3.0.1".
         split: "train", "test", or a part such as "train[:90%]".
         data_dir: where the sets lie; by default `default_data_dir()`.
+        text: the feature of the captions, such as "caption" or, within another, "captions/text". By
+            default the only one of such a name, else the only one of texts but for names of files;
+            where there is none or several, the images have no captions.
 
     Raises:
         ImportError: if tensorflow-datasets or array_record is not installed.
         NotPreparedError: a FileNotFoundError and ValueError, if the set is not there or not in a
             format that can be read, naming the directory and the command that prepares it.
         TypeError: if the name is no text.
-        ValueError: if the name or the split is unknown, or the records are not such images.
+        ValueError: if the name, the split or `text` is unknown, or the records are not such images.
     """
     _check_name(name)
     tfds = require("tensorflow_datasets")
@@ -52,7 +64,7 @@ def load_images(name: str, split: str, *, data_dir: str | os.PathLike[str] | Non
     try:
         if name == DIGITS:
             _prepare_digits(folder)
-        return _open(tfds, name, split, folder)
+        return _open(tfds, name, split, folder, text)
     except OSError as error:
         if isinstance(error, NotPreparedError) or error.errno is None:
             raise
@@ -77,7 +89,7 @@ def _check_name(name: Any) -> None:
         )
 
 
-def _open(tfds: Any, name: str, split: str, folder: str) -> Images:
+def _open(tfds: Any, name: str, split: str, folder: str, text: str | None) -> Images:
     builder = _builder(tfds, name, folder)
     place = str(builder.data_path)
     if not (builder.data_path / "dataset_info.json").exists():
@@ -96,6 +108,7 @@ def _open(tfds: Any, name: str, split: str, folder: str) -> Images:
             f"and give that directory as `data_dir` or $JAXDIFF_DATA_DIR."
         )
     shape, class_names = _features(tfds, name, builder.info.features)
+    path = texts.find(tfds, name, builder.info.features, text)
     return Images(
         name=name,
         split=split,
@@ -106,6 +119,7 @@ def _open(tfds: Any, name: str, split: str, folder: str) -> Images:
         num_classes=None if class_names is None else len(class_names),
         location=place,
         class_names=class_names,
+        texts=None if path is None else _texts(tfds, builder, name, split, path),
     )
 
 
@@ -165,6 +179,12 @@ def _features(
         names = label.names if len(label.names) == label.num_classes else range(label.num_classes)
         return (shape[0], shape[1], shape[2]), tuple(map(str, names))
     return (shape[0], shape[1], shape[2]), None
+
+
+def _texts(tfds: Any, builder: Any, name: str, split: str, path: texts.Path) -> texts.Texts:
+    """Return the captions of a split, of whose records no image is decoded."""
+    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    return texts.Texts(source, path, f"{name}/{split}", str(builder.data_path))
 
 
 def _source(builder: Any, name: str, split: str, place: str) -> Any:
