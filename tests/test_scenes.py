@@ -7,7 +7,6 @@ import pytest
 
 from jaxdiff import data
 from jaxdiff.data import scenes
-from jaxdiff.data.scenes import drawing
 
 MANY = np.arange(4000)
 SHARES = {"one": (1.0, 0.0, 0.0), "two": (0.0, 1.0, 0.0), "several": (0.0, 0.0, 1.0)}
@@ -126,10 +125,10 @@ def test_pictures_are_of_the_colours_that_are_said_at_any_size():
     chosen = np.isin(factors.shape[:, 0], solid)
     pixel = (factors.centre[:, 0] * 64).astype(int)
     shown = large[np.arange(400), pixel[:, 0], pixel[:, 1]]
-    wanted = drawing._RGB[factors.colour[:, 0]]
+    wanted = scenes.RGB[factors.colour[:, 0]]
     assert abs(shown - wanted)[chosen].max() <= 12.5
     corner = large[factors.kind == 1, 0, 0]
-    background = drawing._BACKGROUND[factors.background[factors.kind == 1]]
+    background = scenes.BACKGROUND_RGB[factors.background[factors.kind == 1]]
     assert abs(corner - background).max() <= 12.5
     halved = large.reshape(400, 32, 2, 32, 2, 3).mean((2, 4))
     assert np.sqrt(((halved - small) ** 2).mean()) < 4.0  # of 255: edges alone differ
@@ -150,7 +149,7 @@ def test_shapes_have_the_areas_of_their_formulas():
             background=np.array([0]),
         )
         red = scenes.render(made, size)[0, ..., 0].astype(float)
-        top = drawing._RGB[made.colour[0, 0], 0]
+        top = scenes.RGB[made.colour[0, 0], 0]
         covered = ((red - 16) / (top - 16)).sum() / (radius * size) ** 2
         assert covered == pytest.approx(area, rel=0.02), name
 

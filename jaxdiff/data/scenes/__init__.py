@@ -13,7 +13,7 @@ function of (seed, i) alone, whatever the number of scenes and the size of the p
 """
 
 from jaxdiff.data.scenes.captions import describe, said
-from jaxdiff.data.scenes.drawing import render
+from jaxdiff.data.scenes.drawing import BACKGROUND_RGB, RGB, covered, render
 from jaxdiff.data.scenes.factors import (
     BACKGROUNDS,
     COLOURS,
@@ -21,10 +21,13 @@ from jaxdiff.data.scenes.factors import (
     HELD_OUT,
     HELD_OUT_ORDER,
     KINDS,
+    MAX_OBJECTS,
     PAIRS,
+    RADII,
     RELATIONS,
     SHAPES,
     SIZES,
+    SPREAD,
     Combinations,
     Factors,
     draw,
@@ -33,18 +36,24 @@ from jaxdiff.data.scenes.records import Scenes
 
 __all__ = [
     "BACKGROUNDS",
+    "BACKGROUND_RGB",
     "COLOURS",
     "COMBINATIONS",
     "HELD_OUT",
     "HELD_OUT_ORDER",
     "KINDS",
+    "MAX_OBJECTS",
     "PAIRS",
+    "RADII",
     "RELATIONS",
+    "RGB",
     "SHAPES",
     "SIZES",
+    "SPREAD",
     "Combinations",
     "Factors",
     "Scenes",
+    "covered",
     "describe",
     "draw",
     "render",

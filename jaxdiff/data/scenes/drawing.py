@@ -9,7 +9,7 @@ import numpy as np
 from jaxdiff.data.extras import require
 from jaxdiff.data.scenes.factors import COLOURS, MAX_OBJECTS, SHAPES, Factors
 
-_RGB = np.array(
+RGB = np.array(
     [
         [214, 39, 40],
         [255, 140, 20],
@@ -22,7 +22,9 @@ _RGB = np.array(
     ],
     np.float64,
 )
-_BACKGROUND = np.array([[16, 16, 16], [128, 128, 128], [222, 205, 170], [245, 245, 245]])
+"""Of `COLOURS`, before their tint."""
+BACKGROUND_RGB = np.array([[16, 16, 16], [128, 128, 128], [222, 205, 170], [245, 245, 245]])
+"""Of `BACKGROUNDS`, before their tint."""
 _TINT = 12.0
 _SIDE, _REACH = 385, 1.5
 """Of the tables of distances: points a side, and how far from the centre they reach, in radii."""
@@ -41,21 +43,39 @@ def render(factors: Factors, size: int) -> np.ndarray:
     Raises:
         ImportError: if Pillow, SciPy or Matplotlib, whose font the letters are of, is missing.
     """
-    pixels = (np.arange(size) + 0.5) / size
     tint = _TINT * factors.tint
-    canvas = (_BACKGROUND[factors.background] + tint[:, 0]).astype(np.float32)
+    canvas = (BACKGROUND_RGB[factors.background] + tint[:, 0]).astype(np.float32)
     canvas = np.broadcast_to(canvas[:, None, None], (len(canvas), size, size, 3)).copy()
     for i in range(MAX_OBJECTS):
         shown = np.flatnonzero(factors.num_objects > i)
         if not shown.size:
             break
-        radius = factors.radius[shown, i, None]
-        row, column = ((pixels - factors.centre[shown, i, axis, None]) / radius for axis in (0, 1))
-        distance = _looked_up(factors.shape[shown, i], row, column)
-        inside = np.clip(0.5 - distance * (radius * size)[:, None], 0.0, 1.0)[..., None]
-        colour = (_RGB[factors.colour[shown, i]] + tint[shown, i + 1])[:, None, None]
+        centre, radius = factors.centre[shown, i], factors.radius[shown, i]
+        inside = covered(factors.shape[shown, i], centre, radius, size)[..., None]
+        colour = (RGB[factors.colour[shown, i]] + tint[shown, i + 1])[:, None, None]
         canvas[shown] += inside * (colour - canvas[shown])
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+
+
+def covered(shape: np.ndarray, centre: np.ndarray, radius: np.ndarray, size: int) -> np.ndarray:
+    """Return which share of each pixel an object covers.
+
+    Args:
+        shape: (B,), in `SHAPES`.
+        centre: (B, 2), row and column, as shares of the side.
+        radius: (B,), as shares of the side.
+        size: S, the side in pixels.
+
+    Returns:
+        float64 (B, S, S), in [0, 1].
+
+    Raises:
+        ImportError: as :func:`render`.
+    """
+    pixels, radius = (np.arange(size) + 0.5) / size, radius[:, None]
+    row, column = ((pixels - centre[:, axis, None]) / radius for axis in (0, 1))
+    distance = _looked_up(shape, row, column)
+    return np.clip(0.5 - distance * (radius * size)[:, None], 0.0, 1.0)
 
 
 def _looked_up(shapes: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -139,4 +159,4 @@ def _letter(letter: str) -> np.ndarray:
     return np.asarray(canvas) > 127
 
 
-assert len(_RGB) == len(COLOURS)
+assert len(RGB) == len(COLOURS)

@@ -24,8 +24,10 @@ HELD_OUT_ORDER = np.arange(8) == (5 * np.arange(8)[:, None] + 2) % 8
 """Whether training sees the first shape in no relation to the second: one of each, never alike."""
 
 _NUMBERS = 48
-_SPREAD = np.array([0.24, 0.5, 0.76])
-_RADII = np.array([0.11, 0.155, 0.2])
+SPREAD = np.array([0.24, 0.5, 0.76])
+"""Where rows and columns of places are, as shares of the side."""
+RADII = np.array([0.11, 0.155, 0.2])
+"""Of `SIZES`, as shares of the side."""
 _STEPS = np.array([[0, -1], [0, 1], [-1, 0], [1, 0]])
 _QUARTERS = np.array([[0.27, 0.27], [0.27, 0.73], [0.73, 0.27], [0.73, 0.73]])
 
@@ -83,7 +85,7 @@ def draw(
     alike[two, 1] = PAIRS[second][two]
     size, place, relation = (_choice(u[:, 4 + i], n) for i, n in enumerate((3, 9, 4)))
     jitter = 2.0 * u[:, 10:18].reshape(-1, MAX_OBJECTS, 2) - 1.0
-    one_centre = np.stack([_SPREAD[place // 3], _SPREAD[place % 3]], 1)[:, None]
+    one_centre = np.stack([SPREAD[place // 3], SPREAD[place % 3]], 1)[:, None]
     apart = np.array([1.0, -1.0, 0.0, 0.0])[:, None] * _STEPS[relation][:, None]
     across = _STEPS[relation][:, None] == 0
     two_centre = 0.5 + 0.22 * apart + np.where(across, 0.14, 0.04) * jitter
@@ -91,7 +93,7 @@ def draw(
     chosen = [two[:, None, None], several[:, None, None]]
     centre = np.select(chosen, [two_centre, quarters + 0.04 * jitter], one_centre + 0.03 * jitter)
     vary = u[:, 22:26]
-    one_radius = _RADII[size][:, None] * (0.95 + 0.1 * vary)
+    one_radius = RADII[size][:, None] * (0.95 + 0.1 * vary)
     radius = np.select(
         [two[:, None], several[:, None]],
         [0.13 + 0.04 * vary, np.repeat(0.12 + 0.05 * vary[:, :1], MAX_OBJECTS, 1)],
