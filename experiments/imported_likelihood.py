@@ -142,7 +142,7 @@ def _of_arrays(path: Path, num: int | None) -> tuple[data.Images, list[str] | No
         if prompts is not None and (prompts.shape != (len(opened),) or prompts.dtype.kind != "U"):
             raise ValueError(f"`prompts` must be {len(opened)} texts")
     except (OSError, TypeError, ValueError, LookupError, EOFError, *DAMAGE) as error:
-        raise Refusal(f"--images {path} cannot be read: {error}.") from error
+        raise Refusal(f"--images {path} cannot be read: {str(error).rstrip('.')}.") from error
     return opened, None if prompts is None else [str(each) for each in prompts]
 
 

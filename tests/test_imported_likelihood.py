@@ -30,6 +30,7 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("weights")
     found = {
         "text": cases.text_pipeline(root / "text"),
+        "two": cases.two_text_pipeline(root / "two"),
         "classes": cases.class_pipeline(root / "classes"),
         "flow": cases.flow_folder(root / "flow"),
         "pixels": cases.pixel_pipeline(root / "pixels"),
@@ -41,6 +42,7 @@ def folders(tmp_path_factory):
     np.savez(root / "odd.npz", images=LEVELS[:, :7], labels=np.array([1, 6, 0]))
     (root / "broken.npz").write_bytes((root / "bare.npz").read_bytes()[:200])
     np.savez(root / "floats.npz", images=LEVELS / 255.0)
+    np.savez(root / "none.npz", images=LEVELS[:0])
     (root / "photos").mkdir()
     for i, levels in enumerate(LEVELS):
         Image.fromarray(levels[:, :, 0]).save(root / "photos" / f"{i}.png")
@@ -105,15 +107,17 @@ def test_the_likelihood_of_an_exact_network_is_exact():
     assert (found.unit, found.num_dims) == ("bits_per_dim", 4)
 
 
-def judge_latents(folders, tmp_path):
+def judge_latents(folders, tmp_path, kind="text"):
     """Compare those of prompts with by_hand."""
-    found = run(folders, tmp_path, "text", *ROUGH, "--dtype", "float64")
+    found = run(folders, tmp_path, kind, *ROUGH, "--dtype", "float64")
     with jax.enable_x64(True):
-        loaded = pretrained.load(folders["text"], dtype="float64")
+        loaded = pretrained.load(folders[kind], dtype="float64")
         x = (LEVELS.astype(np.float32) / 127.5 - 1.0).astype(np.float64)
         mean, _ = jax.jit(loaded.autoencoder.encode)(loaded.autoencoder.params, x)
-        tokens = loaded.text.encode(loaded.text.params, loaded.text.tokenize(PROMPTS))
-        wanted = -by_hand(loaded, mean, tokens) / 64
+        given = loaded.text.encode(loaded.text.params, loaded.text.tokenize(PROMPTS))
+        if kind == "two":
+            given["sizes"] = np.tile([8.0, 8.0, 0.0, 0.0, 8.0, 8.0], (3, 1))
+        wanted = -by_hand(loaded, mean, given) / 64
     # a made-up network's flow is rough: it multiplies rounding by 1e6
     np.testing.assert_allclose(values(found, "nats_per_latent_dim"), wanted, rtol=1e-5)
     return found, wanted
@@ -138,6 +142,32 @@ def test_latents_of_prompts_have_the_librarys_likelihood(
     assert "no statement about bits of pixels" in protocol["of"]
     assert "bits_per_dim" not in found
     assert "nats per latent dim, 3 images of 64 numbers" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_latents_of_two_texts_are_given_both_and_their_size(folders, tmp_path, monkeypatch):
+    """By one evaluation: to the made-up network's flow a rounding of 1e-14 is a change of 10%."""
+    with monkeypatch.context() as fast:
+        fast.setattr(likelihoods.likelihood, "log_prob", one_evaluation)
+        judge_latents(folders, tmp_path, "two")
+    found = run(folders, tmp_path, "two", *ROUGH, "--num", "1")
+    assert (found["num_images"], found["not_finite"]) == (1, 0)
+
+
+@pytest.mark.slow
+def test_zeros_are_given_for_the_empty_prompt_where_they_stand_for_none(folders):
+    loaded = pretrained.Denoising(None, None, None, pretrained.load(folders["two"]).text, {})
+    given = likelihoods.given_to(loaded, ["a cat", "", "the thing"], (8, 6))
+    wanted = loaded.text.encode(loaded.text.params, loaded.text.tokenize(["a cat", "the thing"]))
+    for name in ("tokens", "pooled"):
+        np.testing.assert_allclose(given[name][::2], wanted[name], rtol=1e-4, atol=1e-5)
+        assert not given[name][1].any()
+    np.testing.assert_array_equal(given["sizes"], np.tile([8, 6, 0, 0, 8, 6], (3, 1)))
+    with jax.enable_x64(True):  # of --dtype float64, where sinusoids of sizes have all digits
+        assert likelihoods.given_to(loaded, [""], (8, 6))["sizes"].dtype == np.float64
+    spoken = loaded.text._replace(null_is_zero=False)
+    given = likelihoods.given_to(loaded._replace(text=spoken), [""], (8, 6))
+    assert given["pooled"].any()
 
 
 def test_each_image_has_its_own_prompt(folders):
@@ -261,6 +291,8 @@ def test_latents_are_the_posteriors_mean_or_a_draw():
         ),
         ("pixels", "broken.npz", (), "broken.npz cannot be read"),
         ("pixels", "floats.npz", (), "cannot be read: `images` must be uint8"),
+        ("pixels", "none.npz", (), r"`images` must have shape .* got \(0, 8, 8, 3\)\.$"),
+        ("pixels", "bare.npz", ("--num", "0"), "--num must be at least 1; got 0"),
         ("pixels", "none", (), "--images: .*there is no folder"),
         ("root", "bare.npz", (), "--weights: .*has no config.json"),
     ],

@@ -77,6 +77,7 @@ def test_what_is_no_whole_file_is_said(tmp_path):
         (whole + b"x", "no whole safetensors file"),
         (b"", "empty"),
         (b"hello, world", "no whole safetensors file"),
+        (b"\x89PNG\r\n", "a picture, not weights. Give the folder"),
         (b"\x80\x02}q\x00.", "pickle.*safetensors"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"<!doctype html>", "web page"),

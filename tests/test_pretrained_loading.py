@@ -2,8 +2,12 @@
 
 import functools
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +23,7 @@ from jaxdiff.devices import placement
 from jaxdiff.pretrained import WeightsError, dit, hub
 
 T = 1000
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +140,28 @@ def test_parameters_lie_where_they_are_placed(folder):
     assert jax.tree.all(jax.tree.map(lambda x, where: x.sharding == where, params, wanted))
 
 
+@pytest.mark.slow
+def test_parameters_split_over_eight_devices_compute_what_they_do_on_one(folder):
+    """As arguments of what is compiled, of which each device is given its share alone."""
+    flags = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
+    run = subprocess.run(
+        [sys.executable, HERE / "placed_run.py", folder / "unet"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": HERE.parent},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    print(run.stdout)
+    said = json.loads(run.stdout)
+    assert said["devices"] == 8
+    assert said["held"] == said["held_after"] < 0.2  # an eighth, but for what 8 does not divide
+    assert said["distance"] < 1e-5
+    assert said["argument_bytes"] == pytest.approx(said["given_bytes"], rel=0.01)
+    alone, shared = said["learnt"]
+    assert alone != 0.0
+    assert shared == pytest.approx(alone, rel=1e-5)
+
+
 def test_an_encoder_without_tokenizer_says_so_when_it_is_asked(tmp_path):
     cases.component(tmp_path, "clip_sd1", "CLIPTextModel", "model")
     with pytest.raises(WeightsError, match=r"no tokenizer: put tokenizer.json"):
@@ -163,6 +190,41 @@ def test_what_is_damaged_or_of_another_network_is_said_with_its_file(copy):
     refused(copy, "unet holds no weights: diffusion_pytorch_model.safetensors")
 
 
+def test_tensors_of_another_network_are_said_to_be_so_in_a_last_sentence(copy):
+    weights, vae = (copy / each / "diffusion_pytorch_model.safetensors" for each in ("unet", "vae"))
+    own = load_file(weights)
+
+    def last_line():
+        said = refused(copy / "unet", "The weights are not those of this network").splitlines()
+        assert len(said) < 25
+        return said[-1]
+
+    shutil.copy(vae, weights)
+    assert "as those of AutoencoderKL, a pipeline's folder vae: is this the folder" in last_line()
+    save_file({key: np.repeat(value, 2, axis=0) for key, value in own.items()}, weights)
+    assert "says UNet2DConditionModel, and the names are its own: is it the config" in last_line()
+    save_file({f"lora.{key}": value for key, value in own.items()}, weights)
+    assert "of no network that is known here: put the weights of UNet2DCond" in last_line()
+    save_file(own, weights)
+    shutil.copy(copy / "vae/config.json", copy / "unet/config.json")
+    assert "says AutoencoderKL, and the tensors are named as those of UNet2D" in last_line()
+    shutil.copy(vae, weights)
+    refused(copy, r"is of 'AutoencoderKL', and not that of a unet. Is .*unet the folder of another")
+
+
+def test_numbers_that_are_not_a_networks_are_told_from_its_names(tmp_path, monkeypatch):
+    golden = common.read("sit_sigma")
+    monkeypatch.setitem(dit.SIZES, (2, 16), 2)
+    weights = cases.original(golden)
+    weights["pos_embed"] = weights["pos_embed"] + 1
+    path = tmp_path / "SiT-T-2.safetensors"
+    save_file(weights, path)
+    refused(path, r"(?s)hold the constants.*\nNames and shapes fit, the numbers do not: load the")
+    del weights["x_embedder.proj.bias"]
+    save_file(weights, path)
+    refused(path, r"(?s)1 parameter is missing.*\nGive the file of all its weights, as it was pub")
+
+
 @pytest.mark.parametrize(
     ("file", "change", "match"),
     [
@@ -188,13 +250,13 @@ def test_a_network_needs_its_scheduler(copy):
 
 
 def test_what_is_nothing_to_load_is_said(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="must be a folder, a file, or a hub id; got '/no"):
+    with pytest.raises(FileNotFoundError, match="hub id; got '/no.*There is no such"):
         pretrained.load("/no/such/thing")
     refused(tmp_path, "no config.json and no model_index.json")
     path = tmp_path / "x.safetensors"
     save_file({"a": np.zeros(3)}, path)
     refused(path, r"x\.safetensors has 1 tensors, a \.\.\.: not the weights of")
-    refused(folder / "unet/config.json", "no `weight_map`")
+    refused(folder / "unet/config.json", "no `weight_map`.*Of a config give the folder")
     with pytest.raises(TypeError, match="`dtype` must be a floating-point one"):
         pretrained.load(folder, dtype="int8")
 

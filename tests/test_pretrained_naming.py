@@ -109,7 +109,7 @@ def test_a_long_list_is_shown_in_part_and_kept_whole():
     assert len(error.left_over) == 50
     assert len(error.missing) == 13
     assert "50 tensors are left over" in str(error)
-    assert "and 38 more" in str(error)
+    assert "and 45 more" in str(error)
     assert "x40" not in str(error)
 
 

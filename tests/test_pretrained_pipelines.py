@@ -129,6 +129,9 @@ def test_two_encoders_are_whole_or_refused(tmp_path):
     (folder / "model_index.json").write_text(json.dumps(refiner))
     with pytest.raises(pretrained.WeightsError, match="text_encoder_2 beside it"):
         pretrained.load(folder)
+    (folder / "model_index.json").write_text(json.dumps(index | {"vae": [None, None]}))
+    with pytest.raises(Refusal, match="takes sizes in pixels, as that of SDXL, which its autoenc"):
+        open_weights(str(folder), decodes=False)
     del index["text_encoder_2"]
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(Refusal, match="two text encoders must lie beside it"):

@@ -127,6 +127,8 @@ def test_the_smoke_writes_table_and_figure(as_users_run_it, tmp_path, capsys):
     [
         ("text", ("--prompt", "a cat", "--negative-prompt", "the thing", "--rule", "rescaled")),
         ("text", ("--prompt", "", "--guidance-scale", "1", "--grid", "log_snr")),
+        ("two_text", ("--prompt", "a cat")),
+        ("two_text", ("--prompt", "a cat", "--negative-prompt", "the thing")),
         ("flow", ("--label", "2", "--guidance-scale", "3")),
         ("pixel", ()),
     ],

@@ -6,8 +6,10 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -226,7 +228,11 @@ def test_what_of_a_prompt_does_not_fit_is_said(folders, capsys):
 
 IMAGE = ("--init-image", "IMAGE")
 REFUSED = [
-    ("text", (), "--prompt must be given"),
+    ("text", (), '--prompt must be given, with "" for none'),
+    ("text", ("--negative-prompt", "a"), '--prompt must be given, with "" for none'),
+    ("text", ("--prompt", "a", "--num", "0"), "--num must be at least 1; got 0"),
+    ("IMAGE", ("--prompt", "a"), "--weights: .*is a picture, not weights. Give the folder"),
+    ("text", ("--prompt", "a", "--autoencoder", "IMAGE"), "--autoencoder: .*is a picture, not w"),
     ("text", ("--prompt", "a", "--label", "1"), "--label must be left out: these weights take te"),
     ("classes", ("--prompt", "a"), r"--prompt must be left out.*Give --label, 0\.\.4"),
     ("classes", ("--label", "5"), r"--label must be in 0\.\.4; got 5"),
@@ -262,8 +268,9 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(
     folders, picture, tmp_path, capsys, name, words, said
 ):
     kind, *below = name.split("/")
-    folder = folders.get(kind, tmp_path / "none").joinpath(*below)
     words_of = {"IMAGE": picture.image, "VAE": folders["text"] / "vae"}
+    folder = folders.get(kind, tmp_path / "none").joinpath(*below)
+    folder = words_of.get(name, folder)
     assert run(folder, tmp_path / "out.png", *(words_of.get(word, word) for word in words)) == 1
     assert_said(capsys, said)
     assert not (tmp_path / "out.png").exists()
@@ -290,23 +297,66 @@ def test_every_way_of_sampling_keeps_what_is_known(folders, picture, tmp_path, s
     np.testing.assert_array_equal(got[0][keep], picture.levels[keep])
 
 
+def started(folder, out, *words, devices=1):
+    """The command in a process of its own, by so many forced devices."""
+    flags = f"--xla_force_host_platform_device_count={devices} {os.environ.get('XLA_FLAGS', '')}"
+    command = [sys.executable, "-W", "error", "-m", "experiments.text_to_image", "--quiet"]
+    given = ("--weights", folder, "--out", out, "--num-steps", STEPS, *words)
+    return subprocess.Popen(
+        [*command, *map(str, given)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+    )
+
+
+def finished(process):
+    """What a command says that ends well."""
+    said, error = process.communicate()
+    assert process.returncode == 0, error
+    return said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["pmap", "mesh"])
 def test_images_are_the_same_on_eight_devices(folders, picture, tmp_path, parallel):
     words = ("--prompt", PROMPT, "--num", "5", "--init-image", picture.image)
     words = (*words, "--mask", picture.mask, "--strength", "0.9")
     one = drawn(folders["text"], tmp_path / "one", *words)
-    flags = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
-    command = [sys.executable, "-W", "error", "-m", "experiments.text_to_image", *words]
-    known = ("--weights", str(folders["text"]), "--out", str(tmp_path / parallel), "--quiet")
-    known = (*known, "--num-steps", str(STEPS), "--batch-size", "1", "--parallel", parallel)
-    done = subprocess.run(
-        [*command, *known],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-    )
-    assert done.returncode == 0, done.stderr
+    words = (*words, "--batch-size", "1", "--parallel", parallel)
+    finished(started(folders["text"], tmp_path / parallel, *words, devices=8))
     assert alike(sample_folders.read(tmp_path / parallel)[0], one)
+
+
+def kept(folder):
+    """The bytes of a folder's files, hidden ones too."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_folder_that_was_killed_goes_on_to_the_bytes_of_the_unharmed_one(folders, tmp_path):
+    """Killed when one file is there and the next is drawn, and again when another is."""
+    words = ("--prompt", PROMPT, "--num", "2300", "--batch-size", "16")
+    unharmed, killed = tmp_path / "unharmed", tmp_path / "killed"
+    finished(started(folders["text"], unharmed, *words))
+    wanted = kept(unharmed)
+    assert len(wanted) == 4  # three files and the record
+    for num_files in (1, 2):
+        process = started(folders["text"], killed, *words)
+        while len(list(killed.glob("*.npz"))) < num_files and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        files = {name: held for name, held in kept(killed).items() if name.endswith(".npz")}
+        assert num_files <= len(files) < 3
+        assert files.items() <= wanted.items()
+    by_pmap = shutil.copytree(killed, tmp_path / "by_pmap")
+    there = f"3 files, {len(files)} of them there before"
+    assert there in finished(started(folders["text"], killed, *words))
+    assert kept(killed) == wanted
+    others = started(folders["text"], by_pmap, *words, "--parallel", "pmap", devices=4)
+    assert there in finished(others)
+    assert kept(by_pmap) == wanted

@@ -156,14 +156,19 @@ def encoded(
 def given_to(loaded: Denoising, rows: Sequence[Any], size: tuple[int, int]) -> PyTree:
     """Return what the network is given for images of a size (H, W) and of N prompts or labels.
 
-    None where it takes neither; see `conditioning.encoded`.
+    None where it takes neither; see `conditioning.encoded`. Where zeros stand for no prompt, they
+    do for the empty one.
     """
     if loaded.text is None:
         return None if conditioning.taken(loaded) == "nothing" else np.asarray(rows, np.int32)
     prompts = sorted(set(rows))
     names = {f"The prompt {each!r}": each for each in prompts}
     chosen = [prompts.index(each) for each in rows]
-    return jax.tree.map(lambda leaf: leaf[chosen], conditioning.encoded(loaded.text, names, size))
+    found = conditioning.encoded(loaded.text, names, size)
+    if loaded.text.null_is_zero and "" in prompts:  # the first, as they are sorted
+        zeros = conditioning.nothing(found)
+        found = {name: np.concatenate([zeros[name][:1], found[name][1:]]) for name in found}
+    return jax.tree.map(lambda leaf: leaf[chosen], found)
 
 
 def _start(loaded: Denoising, process: Process, protocol: Protocol) -> Array:

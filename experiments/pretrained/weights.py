@@ -62,7 +62,8 @@ def open_weights(
         taken = load("--autoencoder", autoencoder)
         if not isinstance(taken, Autoencoder):
             raise Refusal(
-                f"--autoencoder must be one; {autoencoder} holds another kind of network."
+                f"--autoencoder must be one; {autoencoder} holds the kind {type(taken).__name__}. "
+                "Give the folder vae of a pipeline."
             )
         loaded = loaded._replace(autoencoder=taken)
     _check(loaded, path, decodes)
@@ -81,6 +82,11 @@ def _check(loaded: Denoising, path: str, decodes: bool) -> None:
         raise Refusal(
             f"--weights: the network of {path} takes a pooled text and sizes, as that of SDXL, for "
             "which two text encoders must lie beside it. Give the folder of the pipeline."
+        )
+    if added and loaded.autoencoder is None:
+        raise Refusal(
+            f"--weights: the network of {path} takes sizes in pixels, as that of SDXL, which its "
+            "autoencoder tells, and it has none beside it. Give the folder of the pipeline."
         )
     channels = num_channels(loaded)
     if loaded.autoencoder is None:

@@ -235,6 +235,10 @@ _OTHERS = {
     b"version https://git-lfs": "a pointer of Git LFS, not the weights themselves. Fetch them with "
     "git lfs pull.",
     b"<": "a web page, not weights. Was the download refused?",
+    **dict.fromkeys(
+        (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF"),
+        "a picture, not weights. Give the folder or the file of weights.",
+    ),
     b"\x1f\x8b": "gzip-compressed. Unpack it first.",
 }
 """What else a file of that name often is, by its first bytes."""
@@ -300,7 +304,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def _weight_map(path: Path) -> dict[str, str]:
     where = read_json(path).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
-        raise WeightsError(f"{path} has no `weight_map` from tensors to shards.")
+        raise WeightsError(
+            f"{path} has no `weight_map` from tensors to shards, as the index of weights has. Of a "
+            "config give the folder that it lies in."
+        )
     for name in set(where.values()):
         if not re.fullmatch(r"[\w-][\w.-]*", name):
             raise WeightsError(f"{path} names {name!r}: a shard must lie beside its index.")

@@ -22,6 +22,7 @@ from jaxdiff.pretrained import (
     files,
     hub,
     naming,
+    remedies,
     schedulers,
     sit,
     tokenizer,
@@ -61,6 +62,10 @@ class _Found(NamedTuple):
             )
         try:
             return naming.fill(table, self.tensors, like, self.dtype)
+        except naming.NamingError as error:
+            said = remedies.remedy(error, self.config, table, list(self.tensors))
+            error.args = (f"{self.folder}: {error}\n{said}",)
+            raise
         except WeightsError as error:
             error.args = (f"{self.folder}: {error}",)
             raise
@@ -98,7 +103,10 @@ def load(path: Any, *, dtype: Any = "float32", place: Place | None = None) -> Lo
         return _of_file(where, dtype, place)
     if isinstance(path, str) and hub.is_id(path):
         return _of_folder(hub.fetch(path), dtype, place)
-    raise FileNotFoundError(f"`path` must be a folder, a file, or a hub id; got {str(path)!r}.")
+    raise FileNotFoundError(
+        f"`path` must be a folder, a file, or a hub id; got {str(path)!r}. There is no such folder "
+        "or file here, and a hub id is owner/name."
+    )
 
 
 def _of_folder(folder: Path, dtype: Any, place: Place | None) -> Loaded:
@@ -123,7 +131,7 @@ def _config(folder: Path) -> tuple[dict[str, Any], "_Kind"]:
     """Read the config of a component, and find what loads it."""
     path = folder / "config.json"
     config = files.read_json(path)
-    name = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    name = remedies.class_name(config)
     if name not in KINDS:
         raise WeightsError(f"{path} is of {name!r}; supported are {', '.join(KINDS)}.")
     return config, KINDS[name]
@@ -173,7 +181,10 @@ def _pipeline(folder: Path, dtype: Any, place: Place | None) -> Denoising:
     for name, part in folders.items():
         loaded[name] = _component(part, dtype, place)
         if not isinstance(loaded[name], _PARTS[name]):
-            raise WeightsError(f"{part / 'config.json'} is not that of a {name}.")
+            raise WeightsError(
+                f"{part / 'config.json'} is of {remedies.class_name(loaded[name].config)!r}, and "
+                f"not that of a {name}. Is {part} the folder of another component?"
+            )
     network, text = loaded[networks[0]], loaded.get("text_encoder")
     if "text_encoder_2" in loaded:
         null_is_zero = bool(index.get("force_zeros_for_empty_prompt", True))
@@ -270,7 +281,8 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _vision(found: _Found) -> Vision:
     like, apply = _taken(found, dinov2)
-    return Vision(found.params(dinov2.TABLE, like), apply, found.config)
+    _, patches = _taken(found, dinov2, "patches")
+    return Vision(found.params(dinov2.TABLE, like), apply, patches, found.config)
 
 
 def _unet(found: _Found) -> Denoising:

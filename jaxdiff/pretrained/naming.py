@@ -42,7 +42,7 @@ __all__ = [
 
 _READERS = 2
 """How many tensors are read at once."""
-_SHOWN = 12
+_SHOWN = 5
 """How many lines of each kind a refusal shows; its attributes have all."""
 
 
@@ -81,10 +81,19 @@ class NamingError(WeightsError):
         missing: parameters that nothing gives.
         left_over: source keys that no rule knows.
         unfitting: a line on each tensor of a wrong shape, or given twice.
+        by_values: whether all names and shapes fit, and what tensors hold does not.
     """
 
-    def __init__(self, missing: list[str], left_over: list[str], unfitting: list[str]) -> None:
+    def __init__(
+        self,
+        missing: list[str],
+        left_over: list[str],
+        unfitting: list[str],
+        *,
+        by_values: bool = False,
+    ) -> None:
         self.missing, self.left_over, self.unfitting = missing, left_over, unfitting
+        self.by_values = by_values
         kinds = (
             (missing, "parameters are missing", "parameter is missing"),
             (left_over, "tensors are left over", "tensor is left over"),
@@ -344,7 +353,7 @@ def _judge_copies(copies: Iterable[tuple[str, str]], tensors: Mapping[str, Any])
             if not np.array_equal(np.asarray(tensors[key]), value)
         ]
     if unequal:
-        raise NamingError([], [], unequal)
+        raise NamingError([], [], unequal, by_values=True)
 
 
 def _judge_constants(
@@ -359,7 +368,7 @@ def _judge_constants(
         if not (np.abs(value.astype(np.float64) - wanted) <= tolerance).all():
             unequal.append(f"{key}: must hold the constants of its shape, and does not")
     if unequal:
-        raise NamingError([], [], unequal)
+        raise NamingError([], [], unequal, by_values=True)
 
 
 def _placed(made: np.ndarray, leaf: Any) -> jax.Array:
