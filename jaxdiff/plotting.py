@@ -173,7 +173,13 @@ def save(figure: Any, path: Path, *, dpi: int = 160) -> None:
 
 
 def save_by_class(
-    path: Path, real: np.ndarray, drawn: np.ndarray, names: Sequence[str], title: str
+    path: Path,
+    real: np.ndarray,
+    drawn: np.ndarray,
+    names: Sequence[str],
+    title: str,
+    *,
+    ylabel: str = "class",
 ) -> None:
     """Save one row a class: real images on the left, samples of that class on the right.
 
@@ -183,11 +189,13 @@ def save_by_class(
         drawn: uint8 (K, M, H, W, C).
         names: one a class.
         title: of the whole.
+        ylabel: what a row is.
     """
     num_classes, height = len(real), real.shape[2] + 1
     widths = [images.shape[1] for images in (real, drawn)]
+    beside = max(1.2, 0.5 + 0.085 * max(len(name) for name in names))
     figure, axes = new_figure(
-        0.42 * sum(widths) + 1.2, 0.42 * num_classes + 0.8, ncols=2, width_ratios=widths
+        0.42 * sum(widths) + beside, 0.42 * num_classes + 0.8, ncols=2, width_ratios=widths
     )
     for axis, images, label in zip(axes, (real, drawn), ("real, held out", "drawn"), strict=True):
         axis.imshow(tile(images.reshape(-1, *images.shape[2:]), images.shape[1]))
@@ -197,7 +205,7 @@ def save_by_class(
         axis.set_yticks([(i + 0.5) * height for i in range(num_classes)])
         axis.set_yticklabels(names if axis is axes[0] else [])
         axis.spines[:].set_visible(False)
-    axes[0].set_ylabel("class", color=MUTED)
+    axes[0].set_ylabel(ylabel, color=MUTED)
     figure.suptitle(title, fontsize=12, color=INK)
     save(figure, path)
 

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from jaxdiff import losses, nn, numerics
-from jaxdiff.nn.space_to_depth import ChannelNorm, depth_to_space, space_to_depth
+from jaxdiff.nn.layers import RMSNorm
+from jaxdiff.nn.space_to_depth import depth_to_space, space_to_depth
 from jaxdiff.rows import Rows
 from jaxdiff.training import make_update, networks
 
@@ -315,7 +316,7 @@ def test_folding_pixels_keeps_them_together_and_is_undone():
 
 def test_the_norm_divides_by_the_root_of_the_mean_square():
     x = RNG.normal(size=(2, 3, 3, 5))
-    norm = ChannelNorm(5, param_dtype=jnp.float64)
+    norm = RMSNorm(5, param_dtype=jnp.float64)
     norm.scale[...] = jnp.arange(5.0)
     wanted = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * np.arange(5.0)
     np.testing.assert_allclose(norm(jnp.asarray(x)), wanted, rtol=1e-12)

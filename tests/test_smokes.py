@@ -17,6 +17,7 @@ COMMANDS = [
     ("digits", "train", "--preset", "smoke", "--run-dir", "{tmp}/run"),
     ("digits", "train", "--preset", "smoke", "--run-dir", "{tmp}/unet", "--network", "unet"),
     ("digits", "train", "--preset", "edm", "--run-dir", "{tmp}/run", *SMALL),
+    ("latents", "train", "--preset", "smoke", "--run-dir", "{tmp}/run"),
     ("theory", "--preset", "smoke", "--run-dir", "{tmp}/run"),
     ("toy2d", "--preset", "smoke", "--run-dir", "{tmp}/run"),
     ("families", "--preset", "smoke", "--run-dir", "{tmp}/run"),

@@ -100,6 +100,7 @@ def defaults_of(
     argv: Sequence[str],
     presets: Mapping[str, ConfigT],
     asked_again: Callable[[Mapping[str, Any]], ConfigT],
+    within: str = "",
 ) -> tuple[ConfigT, Any]:
     """Return what the options that are not given say, and the name of the preset that it is of.
 
@@ -111,12 +112,13 @@ def defaults_of(
         argv: the command line.
         presets: configs by name.
         asked_again: makes the config of a record's "config", as a command line would ask for it.
+        within: the folder of the run, below that one.
     """
     name, first = word_of(argv, "preset"), next(iter(presets))
     run_dir = word_of(argv, "run-dir")
     if name is None and run_dir:
         with contextlib.suppress(RunError, Refusal, TypeError, ValueError):
-            record = runs.read_record(Path(run_dir))
+            record = runs.read_record(Path(run_dir, within))
             if record is not None:
                 begun = record.get(PRESET)
                 return asked_again(record["config"]), begun if begun in presets else first

@@ -22,7 +22,7 @@ def begin(directory: Path) -> None:
 
 
 def write(
-    directory: Path, judged: Mapping[str, Any], results: Mapping[str, float], report: str
+    directory: Path, judged: Mapping[str, Any], results: Mapping[str, Any], report: str
 ) -> None:
     """Write report.md, evaluation.json and, last, judged.json: a crash between them shows.
 
@@ -34,9 +34,27 @@ def write(
     """
     begin(directory)
     files.write_text(directory / REPORT, report)
-    kept = {"step": judged["step"], **finite(results)}
-    files.write_text(directory / EVALUATION, json.dumps(kept, indent=2) + "\n")
+    write_numbers(directory, {"step": judged["step"], **results})
     files.write_text(directory / JUDGED, json.dumps(judged, indent=2) + "\n")
+
+
+def write_numbers(directory: Path, results: Mapping[str, Any]) -> None:
+    """Write evaluation.json alone.
+
+    Args:
+        directory: of the run.
+        results: numbers by name, or by several; those that are not finite are left out.
+    """
+    files.write_text(directory / EVALUATION, json.dumps(finite(results), indent=2) + "\n")
+
+
+def numbers(directory: Path) -> dict[str, Any]:
+    """Return what evaluation.json says; nothing where there is none that can be read."""
+    try:
+        found = json.loads((directory / EVALUATION).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def outdate(directory: Path) -> None:
@@ -44,9 +62,13 @@ def outdate(directory: Path) -> None:
     (directory / REPORT).unlink(missing_ok=True)
 
 
-def finite(results: Mapping[str, float]) -> dict[str, float]:
-    """Return the results that are finite."""
-    return {name: value for name, value in results.items() if math.isfinite(value)}
+def finite(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results that are finite, in nests of names as they are given."""
+    return {
+        name: finite(value) if isinstance(value, Mapping) else value
+        for name, value in results.items()
+        if isinstance(value, Mapping) or math.isfinite(value)
+    }
 
 
 def read(directory: Path) -> dict[str, Any]:

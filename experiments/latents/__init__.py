@@ -1,1 +1,1 @@
-"""Latent diffusion of one's own: an autoencoder, and a network of its latents told by text."""
+"""A latent diffusion model of one's own, told by text: from pixels to pictures."""

@@ -54,7 +54,9 @@ class Asked:
                     f"{option} must be left out: these weights take {takes}. {remedies[takes]}"
                 )
         if takes == "text" and self.prompt is None:
-            raise Refusal("--prompt must be given: these weights make images of text.")
+            raise Refusal(
+                '--prompt must be given, with "" for none: these weights make images of text.'
+            )
         if self.label is not None and not 0 <= self.label < num_classes:
             raise Refusal(f"--label must be in 0..{num_classes - 1}; got {self.label}.")
         if scale == 1.0 and self.negative_prompt is not None:
@@ -132,10 +134,19 @@ def condition(loaded: Denoising, asked: Asked, size: tuple[int, int]) -> Conditi
     found = encoded(loaded.text, given, size)
     to, away = (jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in (0, 1))
     if loaded.text.null_is_zero and asked.negative_prompt is None:
-        away = {
-            name: leaf if name == "sizes" else np.zeros_like(leaf) for name, leaf in away.items()
-        }
+        away = nothing(away)
     return Conditioning(takes, to, away)
+
+
+def nothing(encoding: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what stands for no prompt where zeros do: an encoding of zeros, its sizes as they are.
+
+    Args:
+        encoding: of any prompts, as :func:`encoded` gives it of two encoders.
+    """
+    return {
+        name: leaf if name == "sizes" else np.zeros_like(leaf) for name, leaf in encoding.items()
+    }
 
 
 def encoded(text: TextEncoder, given: Mapping[str, str], size: tuple[int, int]) -> PyTree:
@@ -161,7 +172,7 @@ def encoded(text: TextEncoder, given: Mapping[str, str], size: tuple[int, int]) 
     found = jax.tree.map(np.asarray, jax.jit(text.encode)(text.params, tokens))
     if not text.pools:
         return found
-    sizes = np.asarray([*size, 0, 0, *size], np.float32)
+    sizes = np.asarray([*size, 0, 0, *size], jnp.result_type(float))
     return {**found, "sizes": np.broadcast_to(sizes, (len(prompts), len(sizes)))}
 
 
@@ -194,7 +205,7 @@ class Guided(NamedTuple):
     """
 
     loaded: Denoising
-    guidance: Guidance
+    guidance: Form
     scale: float
 
     def shared(self, null: Any) -> PyTree:

@@ -120,7 +120,7 @@ class DiT(Network):
         mlp_epsilon: added to the variance in the normalisation before the perceptrons.
         text_attention: how tokens of the conditioning are attended to: by cross-attention, or
             jointly with those of the image in one attention, as a second stream.
-        query_key_norm: normalise queries and keys by :class:`jaxdiff.nn.layers.HeadNorm`.
+        query_key_norm: normalise queries and keys by :class:`jaxdiff.nn.layers.RMSNorm`.
         activation: of the blocks' perceptrons.
         conditioning, num_classes, remat, dtype, param_dtype, rngs: what all networks take, see
             :class:`jaxdiff.nn.network.Network`.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdiff.nn.conditioning import Context
-from jaxdiff.nn.layers import HeadNorm, Linear, attend
+from jaxdiff.nn.layers import Linear, RMSNorm, attend
 from jaxdiff.nn.streams import Stream, modulate
 from jaxdiff.typing import Array, Key
 
@@ -29,7 +29,7 @@ class Given(nnx.Module):
         self.modulation = Linear(width, 2 * width, kernel_init=zeros, **options)
         self.key_value = Linear(width, 2 * width, kernel_init=xavier, **options)
         norm = {"num_heads": num_heads, "param_dtype": options["param_dtype"]}
-        self.key_norm = HeadNorm(width, **norm) if query_key_norm else None
+        self.key_norm = RMSNorm(width, **norm) if query_key_norm else None
 
     def __call__(self, tokens: Array, c: Array) -> tuple[Array, Array]:
         """Return keys and values of tokens, each (B, L, C), given c (B, C)."""

@@ -64,30 +64,31 @@ class LayerNorm(nnx.Module):
         return scaled.reshape(x.shape).astype(x.dtype)
 
 
-class HeadNorm(nnx.Module):
-    """RMS normalisation of each head of queries or of keys, with a learned scale.
+class RMSNorm(nnx.Module):
+    """RMS normalisation over channels, or over those of each head, with a learned scale.
 
-    Scores then stay bounded by the scales, however long queries and keys would be.
+    Of queries and keys, scores then stay bounded by the scales, however long both would be.
 
     Args:
         width: C.
-        num_heads: a divisor of C; each head has C / H scales of its own.
+        num_heads: a divisor of C; each head is normalised by itself and has C / H scales.
         epsilon: added to the mean square.
         param_dtype: of the parameters.
 
-    Source: Zhang and Sennrich 2019 (arXiv:1910.07467), eq. 4, in the place where Henry et al. 2020
-    (arXiv:2010.04245) and Dehghani et al. 2023 (arXiv:2302.05442), section 2, normalise otherwise.
+    Source: Zhang and Sennrich 2019 (arXiv:1910.07467), eq. 4; of heads in the place where Henry et
+    al. 2020 (arXiv:2010.04245) and Dehghani et al. 2023 (arXiv:2302.05442), section 2, normalise
+    otherwise.
     """
 
     def __init__(
-        self, width: int, *, num_heads: int, epsilon: float = 1e-6, param_dtype: Any
+        self, width: int, *, num_heads: int = 1, epsilon: float = 1e-6, param_dtype: Any
     ) -> None:
         self.head = width // num_heads
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones((width,), param_dtype))
 
     def __call__(self, x: Array) -> Array:
-        """Normalise (B, N, C), statistics in float32 at least."""
+        """Normalise (..., C), statistics in float32 at least."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(-1, self.head)
         column = jnp.full((self.head, 1), 1.0 / self.head, wide.dtype)
         square = jnp.matmul(wide * wide, column, precision="highest")
@@ -202,7 +203,7 @@ class CrossAttention(nnx.Module):
         num_heads: a divisor of C.
         biased: whether queries, keys and values have biases.
         wide: as of :func:`attend`.
-        query_key_norm: whether queries and keys are normalised by :class:`HeadNorm`.
+        query_key_norm: whether queries and keys are normalised by :class:`RMSNorm`.
         options: go to its layers.
 
     Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.2.3; the projection that starts at
@@ -228,8 +229,8 @@ class CrossAttention(nnx.Module):
         self.key_value = Linear(context_width, 2 * width, **asking)
         self.projection = Linear(width, width, kernel_init=zeros, **options)
         norm = {"num_heads": num_heads, "param_dtype": options["param_dtype"]}
-        self.query_norm = HeadNorm(width, **norm) if query_key_norm else None
-        self.key_norm = HeadNorm(width, **norm) if query_key_norm else None
+        self.query_norm = RMSNorm(width, **norm) if query_key_norm else None
+        self.key_norm = RMSNorm(width, **norm) if query_key_norm else None
 
     def __call__(self, h: Array, tokens: Array, mask: Array | None = None) -> Array:
         """Map (B, N, C), with tokens (B, L, context_width) and their mask (B, L), to (B, N, C)."""

@@ -23,6 +23,7 @@ from flax import nnx
 
 from jaxdiff import checks
 from jaxdiff.nn.gaussian_latents import GaussianAutoencoder, check_widths
+from jaxdiff.nn.layers import RMSNorm
 from jaxdiff.typing import Array
 
 
@@ -40,27 +41,6 @@ def depth_to_space(x: Array) -> Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(num_rows, 2 * height, 2 * width, channels // 4)
 
 
-class ChannelNorm(nnx.Module):
-    """Division by the root of the mean square over channels, in float32 at least, and a scale.
-
-    Args:
-        channels: C.
-        param_dtype: of the parameters.
-    """
-
-    def __init__(self, channels: int, *, param_dtype: Any) -> None:
-        self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
-
-    def __call__(self, x: Array) -> Array:
-        """Normalise (..., C) over the last axis."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(-1, x.shape[-1])
-        # As a product with a column: see `layers`.
-        column = jnp.full((x.shape[-1], 1), 1.0 / x.shape[-1], wide.dtype)
-        square = jnp.matmul(wide * wide, column, precision="highest")
-        scaled = wide * jax.lax.rsqrt(square + 1e-6) * self.scale[...][jnp.newaxis]
-        return scaled.reshape(x.shape).astype(x.dtype)
-
-
 class Block(nnx.Module):
     """One residual block of C channels, which adds nothing at first.
 
@@ -72,9 +52,9 @@ class Block(nnx.Module):
     def __init__(self, channels: int, **options: Any) -> None:
         hidden, param_dtype = max(1, 2 * channels // 3), options["param_dtype"]
         zeros = nnx.initializers.zeros
-        self.norm_in = ChannelNorm(channels, param_dtype=param_dtype)
+        self.norm_in = RMSNorm(channels, param_dtype=param_dtype)
         self.conv_in = nnx.Conv(channels, hidden, (3, 3), **options)
-        self.norm_out = ChannelNorm(hidden, param_dtype=param_dtype)
+        self.norm_out = RMSNorm(hidden, param_dtype=param_dtype)
         self.conv_out = nnx.Conv(hidden, channels, (3, 3), kernel_init=zeros, **options)
 
     def __call__(self, h: Array) -> Array:
@@ -114,7 +94,7 @@ class Encoder(nnx.Module):
         for level, (below, width) in enumerate(zip((in_channels, *widths), widths, strict=False)):
             setattr(self, f"conv_{level:02d}", nnx.Conv(4 * below, width, (3, 3), **options))
             setattr(self, f"blocks_{level:02d}", Blocks(width, num_blocks, **options))
-        self.norm_out = ChannelNorm(widths[-1], param_dtype=options["param_dtype"])
+        self.norm_out = RMSNorm(widths[-1], param_dtype=options["param_dtype"])
         self.conv_out = nnx.Conv(widths[-1], out_channels, (3, 3), **options)
 
     def __call__(self, x: Array) -> Array:
@@ -143,7 +123,7 @@ class Decoder(nnx.Module):
             width, below = widths[level], widths[level - 1] if level else out_channels
             setattr(self, f"blocks_{level:02d}", Blocks(width, num_blocks, **options))
             if level == 0:
-                self.norm_out = ChannelNorm(width, param_dtype=options["param_dtype"])
+                self.norm_out = RMSNorm(width, param_dtype=options["param_dtype"])
             setattr(self, f"conv_{level:02d}", nnx.Conv(width, 4 * below, (3, 3), **options))
 
     def __call__(self, z: Array) -> Array:

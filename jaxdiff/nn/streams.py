@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdiff.nn.layers import HeadNorm, Linear, dropout, layer_norm
+from jaxdiff.nn.layers import Linear, RMSNorm, dropout, layer_norm
 from jaxdiff.typing import Array, Key
 
 
@@ -94,8 +94,8 @@ class Stream(nnx.Module):
         self.inner = Linear(width, mlp_ratio * width, kernel_init=xavier, **options)
         self.outer = Linear(mlp_ratio * width, width, kernel_init=xavier, **options)
         norm = {"num_heads": num_heads, "param_dtype": options["param_dtype"]}
-        self.query_norm = HeadNorm(width, **norm) if query_key_norm else None
-        self.key_norm = HeadNorm(width, **norm) if query_key_norm else None
+        self.query_norm = RMSNorm(width, **norm) if query_key_norm else None
+        self.key_norm = RMSNorm(width, **norm) if query_key_norm else None
 
     def modulations(self, c: Array) -> tuple[Modulation, Modulation]:
         """Return that of attention and that of the perceptron, given c (B, C)."""

@@ -165,6 +165,31 @@ class VisionTransformer(nnx.Module):
             TypeError: if `x` is not one array of real numbers.
             ValueError: if its shape is another, or the patches do not divide H and W.
         """
+        h, _ = self._encoded(x)
+        return self._normalised(h[:, 0])
+
+    def patches(self, x: Array) -> Array:
+        """Make features of each patch.
+
+        Args:
+            x: as above.
+
+        Returns:
+            Shape (B, H / p, W / p, C), in the dtype of the computation but at least float32.
+
+        Raises:
+            TypeError: as above.
+            ValueError: likewise.
+        """
+        h, (rows, columns) = self._encoded(x)
+        h = self._normalised(h[:, -rows * columns :])
+        return h.reshape(h.shape[0], rows, columns, -1)
+
+    def _normalised(self, h: Array) -> Array:
+        return self.norm(h).astype(jnp.promote_types(h.dtype, jnp.float32))
+
+    def _encoded(self, x: Array) -> tuple[Array, tuple[int, int]]:
+        """Return all tokens, those of the patches last, and the rows and columns of patches."""
         x = check_input(x, ("H", "W", self.num_channels), self.dtype)
         rows, columns = x.shape[1] // self.patch_size, x.shape[2] // self.patch_size
         if (rows * self.patch_size, columns * self.patch_size) != x.shape[1:3]:
@@ -182,7 +207,7 @@ class VisionTransformer(nnx.Module):
             h = jnp.concatenate([h[:, :1], registers, h[:, 1:]], axis=1)
         for i in range(self.depth):
             h = getattr(self, f"block_{i:02d}")(h)
-        return self.norm(h[:, 0]).astype(jnp.promote_types(h.dtype, jnp.float32))
+        return h, (rows, columns)
 
     def _positions(self, rows: int, columns: int) -> Array:
         """Return the positions (1 + rows * columns, C) of the class and of a grid."""

@@ -59,11 +59,13 @@ class Vision(NamedTuple):
     Attributes:
         params: its parameters.
         apply: (params, x (B, H, W, 3) normalised) -> (B, D).
+        patches: likewise -> (B, H / p, W / p, D), the features of each patch.
         config: of its file.
     """
 
     params: PyTree
     apply: Callable[[PyTree, Array], Array]
+    patches: Callable[[PyTree, Array], Array]
     config: Mapping[str, Any]
 
 

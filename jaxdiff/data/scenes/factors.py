@@ -26,7 +26,7 @@ HELD_OUT_ORDER = np.arange(8) == (5 * np.arange(8)[:, None] + 2) % 8
 _NUMBERS = 48
 SPREAD = np.array([0.24, 0.5, 0.76])
 """Where rows and columns of places are, as shares of the side."""
-RADII = np.array([0.11, 0.155, 0.2])
+RADII = np.array([0.13, 0.165, 0.2])
 """Of `SIZES`, as shares of the side."""
 _STEPS = np.array([[0, -1], [0, 1], [-1, 0], [1, 0]])
 _QUARTERS = np.array([[0.27, 0.27], [0.27, 0.73], [0.73, 0.27], [0.73, 0.73]])

@@ -1,0 +1,170 @@
+"""The report of a run, for readers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from experiments.common import evaluations
+from experiments.latents.denoiser import STAGE
+from experiments.latents.drawing import Trained
+
+if TYPE_CHECKING:
+    from experiments.latents.evaluating import Judging
+
+
+def write(
+    trained: Trained,
+    directory: Path,
+    judging: "Judging",
+    results: Mapping[str, Any],
+    best: float,
+) -> str:
+    """Return the report.
+
+    Args:
+        trained: the run.
+        directory: of the run.
+        judging: how it was judged.
+        results: what was found.
+        best: the scale of guidance that was found best.
+    """
+    config, record = trained.config, STAGE.recorded(directory)
+    versions = ", ".join(f"{name} {v}" for name, v in record.get("versions", {}).items())
+    steps = evaluations.steps(trained.step, config.num_steps)
+    count = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
+    of_autoencoder = sum(leaf.size for leaf in jax.tree.leaves(trained.decoder))
+    attention = f", {config.text_attention} attention to text" if config.network == "dit" else ""
+    return f"""\
+# {trained.autoencoder_config.data}: {config.network} of {config.space}{attention}, {steps}
+
+![samples](samples.png)
+
+{_summary(trained, results)}
+
+{_obeyed_table(results, best)}
+
+{_words(judging, results)}
+
+![the same noise at each guidance scale](guidance.png)
+
+![between two prompts](between.png)
+
+Each row goes from a prompt of the samples above to the one below it: what is followed is the mean \
+of the two denoisers, weighted by the shares.
+
+![from noise to pictures](reverse.png)
+
+![from pictures to noise](noising.png)
+
+![loss](loss.png)
+
+{_beside(judging)}
+
+## What produced it
+
+Denoiser: {count:,} parameters, config hash `{record.get("hash")}`. Autoencoder: \
+{of_autoencoder:,} parameters, latents {" x ".join(map(str, trained.store.latent_shape))} of \
+pictures {" x ".join(map(str, trained.store.shape))}. {record.get("device")}. {versions}. Commit \
+{record.get("git_commit")}. All of it: [denoiser/config.json](denoiser/config.json), \
+[evaluation.json](evaluation.json).
+"""
+
+
+def _summary(trained: Trained, results: Mapping[str, Any]) -> str:
+    lines = ["| | |", "|---|---|"]
+    rows = [
+        ("psnr", "reconstruction of pictures held out, PSNR in dB", ".2f"),
+        ("ssim", "the same, SSIM", ".4f"),
+        ("frechet_of_reconstructions", "the same, Fréchet distance", ".3f"),
+        ("frechet", "Fréchet distance of pictures drawn, at the best guidance scale", ".3f"),
+        ("frechet_of_halves", "of two halves of the real ones", ".3f"),
+        ("best_guidance_scale", "best guidance scale", "g"),
+    ]
+    lines += [
+        f"| {said} | {results[name]:{form}} |" for name, said, form in rows if name in results
+    ]
+    if "bits_per_dim" in results:
+        what = "of pixels, given the caption"
+        what += "" if trained.config.space == "pixels" else ", an upper bound"
+        value = f"{results['bits_per_dim']:.3f} ± {results['bits_per_dim_stderr']:.3f}"
+        lines.append(f"| bits per dimension {what} | {value} |")
+    if "latent_bits_per_dim" in results:
+        of = results["latent_bits_per_dim"], results["decoder_bits_per_dim"]
+        lines.append(f"| of these in latents, in the decoder | {of[0]:.3f}, {of[1]:.3f} |")
+    return "\n".join(lines)
+
+
+def _obeyed_table(results: Mapping[str, Any], best: float) -> str:
+    """Return what was obeyed at the best scale, a row a cell, by factor."""
+    if "obeyed" not in results:
+        return ""
+    at = f"{best:g}"
+    parts = [f"## Prompts obeyed at guidance {at}, in percent\n"]
+    for prefix in ("", "two_objects_", "several_objects_"):
+        names = [n for n in results["obeyed"] if _kind(n) == prefix]
+        if not names:
+            continue
+        factors = [n for n in results["obeyed"][names[0]][at] if not n.endswith("_stderr")]
+        factors = ["all", *(n for n in factors if n != "all")]
+        parts.append("| prompts | judge | " + " | ".join(factors) + " |")
+        parts.append("|---" * (len(factors) + 2) + "|")
+        for name in names:
+            rows = {
+                "trained": results["obeyed"][name][at],
+                "templates": results["obeyed_by_templates"].get(name, {}).get(at),
+                "trained, prompts shuffled": results["obeyed_shuffled"][name][at],
+                "trained, real pictures": results["ceiling"][name],
+                "templates, real pictures": results["ceiling_by_templates"].get(name),
+                "trained, reconstructions": results["ceiling_of_reconstructions"][name],
+            }
+            parts += [
+                f"| {name.replace('_', ' ')} | {judge} | "
+                + " | ".join(_percent(found, factor) for factor in factors)
+                + " |"
+                for judge, found in rows.items()
+                if found is not None
+            ]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _kind(name: str) -> str:
+    return next((p for p in ("two_objects_", "several_objects_") if name.startswith(p)), "")
+
+
+def _percent(found: Mapping[str, float], factor: str) -> str:
+    if factor not in found:
+        return ""
+    return f"{100 * found[factor]:.1f} ± {100 * found[f'{factor}_stderr']:.1f}"
+
+
+def _words(judging: "Judging", results: Mapping[str, Any]) -> str:
+    if "obeyed" not in results:
+        return ""
+    return f"""\
+{judging.num_prompts} prompts a row, pictures by {judging.sampler} in {judging.sample_steps} \
+steps; ± is the standard error. "All" is shape, colour and place of one object; of two, both \
+shapes, each with its colour, and the relation; of several, number, shape and colour. Held out are \
+combinations that neither stage saw in training: a colour of each shape, and in "held out order" a \
+second shape to each first. The trained judge has learned on real scenes of all combinations; \
+templates are fitted by least squares and have learned nothing."""
+
+
+def _beside(judging: "Judging") -> str:
+    if judging.beside is None:
+        return ""
+    folder = Path(judging.beside)
+    found = json.loads((folder / evaluations.EVALUATION).read_bytes())
+    kept = {
+        name: found[name]
+        for name in ("bits_per_dim", "bits_per_dim_stderr", "frechet", "best_guidance_scale")
+        if name in found
+    }
+    best = f"{found.get('best_guidance_scale', 1.0):g}"
+    for name, by_scale in found.get("obeyed", {}).items():
+        kept[f"prompts obeyed, {name.replace('_', ' ')}"] = by_scale[best]["all"]
+    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in kept.items())
+    return f"## Beside it: {folder.name}\n\n| | |\n|---|---|\n{rows}"
