@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import jax
+import loading_cases
 import numpy as np
 import pytest
+import text_to_image_cases
 from latents_cases import AUTOENCODER, DENOISER, JUDGING, run, words
 
 from experiments.common.command import Refusal
@@ -399,3 +401,35 @@ def test_a_folder_with_captions_is_learned_and_drawn(tmp_path, capsys):
     argv = "--prompt", "a red star", "--num", 2, "--num-steps", 2, "--out", out
     assert run(capsys, "sample", run_dir, *argv)[0] == 0
     assert out.is_file()
+
+
+@pytest.mark.slow
+def test_an_autoencoder_may_see_by_an_imported_network(tmp_path, capsys):
+    weights = tmp_path / "dinov2"
+    loading_cases.component(weights, "dinov2_plain", "Dinov2Model", stem="model")
+    asked = {**AUTOENCODER, "perceptual": 0.5, "perceptual-weights": weights}
+    code, _, err = run(capsys, "autoencoder", tmp_path / "run", *words(asked), "--quiet")
+    assert code == 0, err
+    lines = (tmp_path / "run" / "autoencoder" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["perceptual"] > 0.0
+    state = state_of(autoencoders.STAGE, tmp_path / "run")
+    assert not jax.tree.leaves(state.get("frozen", ()))
+
+
+@pytest.mark.slow
+def test_captions_may_be_encoded_by_an_imported_network(home, tmp_path, capsys):
+    weights = text_to_image_cases.text_pipeline(tmp_path / "weights")
+    run_dir = tmp_path / "run"
+    shutil.copytree(home / "autoencoder", run_dir / "autoencoder")
+    assert run(capsys, "encode", run_dir, "--text-weights", weights)[0] == 0
+    asked = *words(DENOISER), "--no-evaluate", "--quiet"
+    assert run(capsys, "train", run_dir, *asked)[0] == 0
+    argv = "--prompt", "a red star", "--num", 2, "--num-steps", 2
+    assert run(capsys, "sample", run_dir, *argv, "--out", tmp_path / "a.png")[0] == 0
+    weights.rename(tmp_path / "moved")
+    code, _, err = run(capsys, "sample", run_dir, *argv, "--out", tmp_path / "b.png")
+    assert code == 1
+    assert "--text-weights" in err
+    argv = *argv, "--text-weights", tmp_path / "moved", "--out", tmp_path / "b.png"
+    assert run(capsys, "sample", run_dir, *argv)[0] == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -90,8 +90,10 @@ def _autoencoder(
             progress=not quiet,
         )
         params = distributed.gather(autoencoders.averaged(config, state))
-        held_out = sources.open_pictures(config, "test", recorded=True)
-        evaluating.reconstruct(config, built, params, held_out, directory, running.local())
+        if distributed.is_main():
+            held_out = sources.open_pictures(config, "test", recorded=True)
+            evaluating.reconstruct(config, built, params, held_out, directory, running.local())
+        distributed.any_of(False)  # all wait for what it has written
 
 
 def check_shape(stage: stages.Stage, run_dir: str, shape: tuple[int, int, int]) -> None:
@@ -137,6 +139,7 @@ def _encode(run_dir: str, asked: Encoding, devices: Devices, quiet: bool) -> Non
         devices=devices.local(),
         progress=not quiet,
     )
+    distributed.any_of(False)  # all wait for the last shard
     if distributed.is_main() and not quiet:
         print(f"Latents: {folder}")
 
@@ -159,7 +162,8 @@ def train(
         running: How it is trained.
         preset: What options that are not given are set to, and the stages before that are missing.
         latents_of: Folder of another run, whose autoencoder and latents are taken.
-        evaluate: Judge the run at its end, unless a report of its last step is there.
+        evaluate: Judge the run at its end, unless a report of its last step is there, or several
+            processes take part: then `evaluate` judges it, on one.
         quiet: Show no progress.
     """
     running.start()
@@ -198,7 +202,7 @@ def train(
             also=said,
             progress=not quiet,
         )
-        if evaluate and distributed.is_main():
+        if evaluate and jax.process_count() == 1:
             trained = drawing.read(run_dir)
             if not evaluating.is_judged(Path(run_dir), config.num_steps):
                 judging = evaluating.PRESETS[preset]
@@ -307,6 +311,8 @@ def evaluate(
         quiet: Show no progress.
     """
     options.judge(judging)
+    if devices.distributed:
+        raise Refusal("--distributed must be left out: one process judges, on all its devices.")
     devices.start()
     directory = Path(run_dir)
     trained = drawing.read(run_dir, average, text_weights)

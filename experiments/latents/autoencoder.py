@@ -23,9 +23,8 @@ from experiments.common.options import (
 )
 from experiments.latents import sources
 from experiments.latents.stages import Stage, Training
-from jaxdiff import data, losses, metrics, nn, pretrained, training
+from jaxdiff import data, losses, nn, pretrained, training
 from jaxdiff.data import Records
-from jaxdiff.devices import map_rows
 from jaxdiff.training import loading, networks
 from jaxdiff.training.state import TrainState
 from jaxdiff.typing import Array, LossFn, PyTree
@@ -34,7 +33,6 @@ AUTOENCODER, DISCRIMINATOR = "autoencoder", "discriminator"
 """The parts of the parameters where both are trained."""
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and deviation of levels in [0, 1], by which networks of images are given them."""
-_AT_ONCE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,74 +314,6 @@ def perceptual_features(
         return [patches(params, (0.5 * x + 0.5 - mean) / std)]
 
     return loaded.params, features
-
-
-def make_coders(
-    autoencoder: Autoencoder, devices: list[jax.Device] | None = None
-) -> tuple[Callable[..., Any], Callable[..., np.ndarray]]:
-    """Return functions of many pictures, spread over devices, each compiled once.
-
-    Args:
-        autoencoder: of the pictures.
-        devices: by default all of this process.
-
-    Returns:
-        ``encode(params, levels (N, H, W, C))`` -> (mean, std), of latents of the pictures at the
-        centres of their levels; and ``decode(params, z (N, h, w, c))`` -> levels, uint8. Both
-        NumPy.
-    """
-
-    def encoded(params: PyTree, levels: Array) -> tuple[Array, Array]:
-        x = data.centers(levels, sources.NUM_LEVELS, dtype=jnp.float32)
-        return autoencoder.encode(params, x)
-
-    def decoded(params: PyTree, z: Array) -> Array:
-        x = jnp.clip(autoencoder.decode(params, z), -1.0, 1.0)
-        return data.to_levels(x, sources.NUM_LEVELS).astype(jnp.uint8)
-
-    return _chunked(map_rows(encoded, devices=devices)), _chunked(
-        map_rows(decoded, devices=devices)
-    )
-
-
-def _chunked(mapped: Callable[..., Any]) -> Callable[..., Any]:
-    """Call a function of rows with so many at once; the last call is filled up."""
-
-    def call(params: PyTree, rows: np.ndarray) -> Any:
-        size = min(_AT_ONCE, 1 << (len(rows) - 1).bit_length()) if len(rows) else 1
-        parts = []
-        for first in range(0, len(rows), size):
-            chosen = np.minimum(first + np.arange(size), len(rows) - 1)
-            parts.append(jax.tree.map(np.asarray, mapped(params, rows[chosen])))
-        return jax.tree.map(lambda *each: np.concatenate(each)[: len(rows)], *parts)
-
-    return call
-
-
-def quality(
-    autoencoder: Autoencoder,
-    params: PyTree,
-    levels: np.ndarray,
-    devices: list[jax.Device] | None = None,
-) -> tuple[dict[str, float], np.ndarray]:
-    """Return how near decoded means are to the pictures, by name, and the levels decoded.
-
-    Args:
-        autoencoder: of the pictures.
-        params: its parameters.
-        levels: the pictures, uint8 (N, H, W, C).
-        devices: by default all of this process.
-    """
-    encode, decode = make_coders(autoencoder, devices)
-    decoded = decode(params, encode(params, levels)[0])
-    x, y = (2.0 * each.astype(np.float32) / 255.0 - 1.0 for each in (levels, decoded))
-    ratios = np.asarray(metrics.psnr(x, y))
-    likeness = np.asarray(metrics.ssim(x, y))
-    return {
-        "psnr": float(ratios.mean()),
-        "psnr_stderr": float(ratios.std(ddof=1) / len(ratios) ** 0.5),
-        "ssim": float(likeness.mean()),
-    }, decoded
 
 
 def fingerprint_of(record: Mapping[str, Any], what: str) -> str:

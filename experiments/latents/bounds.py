@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import flows
-from experiments.latents.autoencoder import make_coders
+from experiments.latents.coding import make_coders
 from experiments.latents.drawing import Trained
 from experiments.latents.sources import NUM_LEVELS
 from jaxdiff import data, likelihood, numerics

@@ -13,8 +13,8 @@ from experiments.common.averages import NO_CHOICE, Average
 from experiments.common.guiding import Form
 from experiments.common.methods import METHODS, make_grid
 from experiments.latents import autoencoder as autoencoders
+from experiments.latents import coding, encoding
 from experiments.latents import denoiser as denoisers_stage
-from experiments.latents import encoding
 from experiments.latents.autoencoder import Autoencoder
 from experiments.latents.denoiser import Recipe
 from experiments.latents.encoding import Store, Text
@@ -219,7 +219,7 @@ def make_levels(
         to_levels = jax.jit(lambda x: data.to_levels(jnp.clip(x, -1.0, 1.0), 256))
         return lambda x0: np.asarray(to_levels(x0)).astype(np.uint8)
     listed = None if devices is None else list(devices)
-    _, decode = autoencoders.make_coders(trained.autoencoder, listed)
+    _, decode = coding.make_coders(trained.autoencoder, listed)
     return lambda z: decode(trained.decoder, encoding.unscaled(trained.store, z))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from experiments.common.command import Refusal, refusing
 from experiments.common.options import CountOrNone, Within
 from experiments.latents import autoencoder as autoencoders
+from experiments.latents import coding
 from experiments.latents.autoencoder import Autoencoder
 from jaxdiff import data, pretrained
 from jaxdiff.data import Captioned, stored
@@ -184,7 +185,7 @@ def write(
     Raises:
         Refusal: if another store is there, or a caption cannot be taken.
     """
-    encode, _ = autoencoders.make_coders(autoencoder, devices)
+    encode, _ = coding.make_coders(autoencoder, devices)
     captions = pictures.captions(np.arange(min(len(pictures), _LEARNED_FROM)))
     text = learn(captions, encoding)
     count = min(len(pictures), _MEASURED)

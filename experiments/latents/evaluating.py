@@ -15,7 +15,16 @@ from experiments.common.evaluations import MAIN
 from experiments.common.methods import MethodName
 from experiments.common.options import Count, Natural, Tolerance, Within
 from experiments.latents import autoencoder as autoencoders
-from experiments.latents import bounds, denoiser, drawing, figures, obedience, report, sources
+from experiments.latents import (
+    bounds,
+    coding,
+    denoiser,
+    drawing,
+    figures,
+    obedience,
+    report,
+    sources,
+)
 from experiments.latents.autoencoder import Autoencoder
 from experiments.latents.drawing import Trained
 from experiments.latents.obedience import Cell
@@ -75,7 +84,7 @@ def reconstruct(
     """Judge an autoencoder by pictures held out: evaluation.json and a figure in its folder."""
     numbers = np.arange(min(config.eval_examples, len(held_out)))
     levels = held_out.rows(numbers)["image"]
-    found, decoded = autoencoders.quality(built, params, levels, devices)
+    found, decoded = coding.quality(built, params, levels, devices)
     found["frechet"] = frechet(levels, decoded)
     figures.reconstructions(directory / "reconstructions.png", levels[:8], decoded[:8])
     evaluations.write_numbers(directory, {"step": config.num_steps, **found})
@@ -174,12 +183,12 @@ def _reconstruction(trained: Trained, devices: list[jax.Device]) -> dict[str, fl
     config = trained.autoencoder_config
     held_out = sources.open_pictures(config, "test", recorded=True)
     levels = held_out.rows(np.arange(min(config.eval_examples, len(held_out))))["image"]
-    found, decoded = autoencoders.quality(trained.autoencoder, trained.decoder, levels, devices)
+    found, decoded = coding.quality(trained.autoencoder, trained.decoder, levels, devices)
     return {**found, "frechet_of_reconstructions": frechet(levels, decoded)}
 
 
 def _recoded(trained: Trained, pictures: np.ndarray, devices: list[jax.Device]) -> np.ndarray:
-    encode, decode = autoencoders.make_coders(trained.autoencoder, devices)
+    encode, decode = coding.make_coders(trained.autoencoder, devices)
     return decode(trained.decoder, encode(trained.decoder, pictures)[0])
 
 

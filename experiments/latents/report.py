@@ -78,8 +78,12 @@ def _summary(trained: Trained, results: Mapping[str, Any]) -> str:
     rows = [
         ("psnr", "reconstruction of pictures held out, PSNR in dB", ".2f"),
         ("ssim", "the same, SSIM", ".4f"),
-        ("frechet_of_reconstructions", "the same, Fréchet distance", ".3f"),
-        ("frechet", "Fréchet distance of pictures drawn, at the best guidance scale", ".3f"),
+        ("frechet_of_reconstructions", "the same, Fréchet distance of 4 x 4 means", ".3f"),
+        (
+            "frechet",
+            "Fréchet distance of pictures drawn at the best guidance scale",
+            ".3f",
+        ),
         ("frechet_of_halves", "of two halves of the real ones", ".3f"),
         ("best_guidance_scale", "best guidance scale", "g"),
     ]
