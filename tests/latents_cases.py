@@ -34,7 +34,7 @@ DENOISER = {
 }
 JUDGING = {
     "num-prompts": 6,
-    "guidance-scales": (1.0, 2.0),
+    "guidance-scales": (2.0,),
     "sample-steps": 2,
     "likelihood-examples": 2,
     "likelihood-tolerance": 1.0,
