@@ -28,7 +28,7 @@ UNGUIDED = 1.0
 SOME_SCALE = 2.0
 """Any other: a program takes the scale as an argument, but not whether there is one."""
 AT_ONCE = 64
-"""Pictures that a device draws in one call; the last call is filled up."""
+"""Pictures that a device draws in one call unless told otherwise."""
 
 
 class Trained(NamedTuple):
@@ -153,6 +153,7 @@ def make_drawing(
     num_steps: int,
     form: Form | None = None,
     mixes: bool = False,
+    at_once: int = AT_ONCE,
     devices: Sequence[jax.Device] | None = None,
 ) -> Drawing:
     """Return what draws pictures: two programs, with guidance and without, take any prompts.
@@ -163,6 +164,7 @@ def make_drawing(
         num_steps: from noise to data.
         form: of guidance; linear, everywhere, unless given.
         mixes: draw what :func:`between` gives.
+        at_once: pictures that a device draws in one call; the last call is filled up.
         devices: by default all of this process.
     """
     recipe, form = trained.recipe, Form() if form is None else form
@@ -170,7 +172,7 @@ def make_drawing(
     method = METHODS[sampler]
     start = method.start(recipe.process, recipe.model.needs_signal)
     levels = make_levels(trained, devices)
-    count = AT_ONCE * len(jax.local_devices() if devices is None else devices)
+    count = at_once * len(jax.local_devices() if devices is None else devices)
 
     def make_sampler(process: Any, denoise: Any, cond: PyTree = None) -> Sampler:
         return method.make(process, _mixing(denoise) if mixes else denoise, cond)
@@ -186,7 +188,7 @@ def make_drawing(
             denoiser_of=guided.denoiser,
             by_row=True,
             devices=devices,
-            at_once=AT_ONCE,
+            at_once=at_once,
         )
 
     def generate(given: PyTree, key: Key, scale: float, first: int, **options: Any) -> Any:

@@ -156,7 +156,9 @@ def write(
         say("Bits")
         results |= _bits(trained, judging, key_bits, asked, local)
     say("Figures")
-    mixing = drawing.make_drawing(trained, **steps, mixes=True, devices=local)
+    mixing = drawing.make_drawing(
+        trained, **steps, mixes=True, at_once=figures.NUM_PAIRS, devices=local
+    )
     figures.write(directory, trained, (made, mixing), best, scales, asked, key_figures, results)
     of = {"step": trained.step, "average": average, **_settings(judging)}
     text = report.write(trained, directory, judging, results, best)

@@ -15,7 +15,7 @@ from jaxdiff import forward, plotting
 from jaxdiff.training import run as runs
 from jaxdiff.typing import Array, Key
 
-NUM_PROMPTS, PER_PROMPT = 8, 8
+NUM_PROMPTS, PER_PROMPT, NUM_PAIRS = 8, 8, 4
 STEPS_BETWEEN, TIMES = 9, 9
 
 
@@ -108,7 +108,7 @@ def _between(
     """Draw pictures between pairs of prompts, the same noise along a row."""
     shares = np.linspace(0.0, 1.0, STEPS_BETWEEN)
     told = [denoiser.told(trained.text, [prompt]) for prompt in prompts]
-    pairs = list(zip(told[::2], told[1::2], strict=False))[:4]
+    pairs = list(zip(told[::2], told[1::2], strict=False))[:NUM_PAIRS]
     columns = []
     for share in shares:  # picture i of every call has the same noise
         each = [drawing.between(one, other, np.array([share])) for one, other in pairs]
