@@ -11,12 +11,15 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.ablations import plane
+from experiments.ablations import plane, told
 from experiments.ablations.catalogue import MAKERS
 from experiments.ablations.definition import Ablation
 from experiments.ablations.world import Measure
 from experiments.common import optimization
-from jaxdiff import training
+from experiments.latents import autoencoder as autoencoders
+from experiments.latents import encoding
+from experiments.latents.drawing import Coded
+from jaxdiff import data, training
 
 
 @contextlib.contextmanager
@@ -50,6 +53,34 @@ def train_alone(config, batches, init_params, loss):
     for _ in range(config.num_steps):
         state, _ = update(state, jax.random.key(config.seed), next(batches))
     return state.ema
+
+
+@functools.cache
+def untrained(num_scenes, autoencoder_steps):
+    """Return what `told.load` does, of an autoencoder and latents that are all zeros."""
+    config = autoencoders.PRESETS["relations"]
+    built = autoencoders.build(config, (32, 32, 3))
+    params = zeros_like(jax.eval_shape(built.init_params))
+    captions = [
+        c for k in range(3) for c in told.scenes_of(k, num_scenes).captions(range(num_scenes))
+    ]
+    text = told.learn_text()
+    latents = np.zeros((3 * num_scenes, *built.latent_shape), np.float32)
+    made = {"mean": latents, "deviation": latents, "text": text.encode(captions)}
+    shapes = built.latent_shape, built.shape
+    store = encoding.Store(data.from_arrays(made), "", 1.0, 0.0, text.record, *shapes)
+    return Coded(config, built, params, store, text)
+
+
+def zeros_like(shapes):
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def told_untrained(config):
+    """Return the problem of a config for which nothing was trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(told, "load", untrained)
+        return told.ToldProblem(config)
 
 
 class Point:

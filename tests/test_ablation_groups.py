@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ablation_cases import NAME, QUICK, made_once, relative, snapshot, train_alone
+from ablation_cases import (
+    NAME,
+    QUICK,
+    made_once,
+    relative,
+    snapshot,
+    told_untrained,
+    train_alone,
+)
 from cases import rows_of
 from scipy import stats
 
@@ -28,6 +36,7 @@ from experiments.ablations import (
     report,
     statistics,
     store,
+    told,
     training,
 )
 from experiments.ablations.catalogue import MAKERS
@@ -186,8 +195,12 @@ def watched(base, refused):
             dataclasses.replace(MAKERS["ends"]()["smoke"].base, network="unet"),
             marks=pytest.mark.slow,
         ),
+        (
+            told.WORLD._replace(problem=told_untrained),
+            dataclasses.replace(MAKERS["binding"]()["smoke"].base, optimizer="muon"),
+        ),
     ],
-    ids=["plane", "dit", "unet"],
+    ids=["plane", "dit", "unet", "told"],
 )
 def test_a_problem_reads_numbers_apart_and_a_field_that_it_does_not_read_is_said(world, base):
     config, read = watched(base, world.numbers)
@@ -214,6 +227,7 @@ def test_a_problem_reads_numbers_apart_and_a_field_that_it_does_not_read_is_said
     problem.calls(config)
     fields = {field.name for field in dataclasses.fields(base)} - world.numbers - {"seed"}
     fields -= world.averages | {"num_steps", "batch_size", "data"}  # read before a member is made
+    fields -= {"num_scenes", "scene_shares", "autoencoder_steps"}  # likewise
     silent = fields - read
     assert silent <= world.unread(base).keys()
 

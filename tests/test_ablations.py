@@ -8,6 +8,7 @@ import time
 
 import ablation_cases
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ablation_cases import NAME, TOLD, made_once, relative, snapshot, train_alone
@@ -18,6 +19,7 @@ from experiments.ablations import images, plots, store, training
 from experiments.ablations.catalogue import MAKERS
 from experiments.ablations.definition import cells, groups, record, row_hash
 from experiments.ablations.results import ordered_rows
+from experiments.ablations.world import Shared
 from experiments.common.command import Refusal
 from experiments.common.options import later as later_field
 from jaxdiff import data
@@ -355,6 +357,61 @@ def test_a_later_field_counts_in_a_row_where_it_is_off_its_default():
 
 def row_fields(ablation):
     return dataclasses.asdict(ablation.base)
+
+
+def shared_out(**values):
+    """Return an ablation with an axis of tuples, and of data that its members share."""
+    fields = [("shares", tuple[float, ...], (0.5, 0.5))]
+    base = ablation_cases.QUICK.base
+    kind = dataclasses.make_dataclass("Shares", fields, bases=(type(base),), frozen=True)
+
+    class Problem(ablation_cases.Point):
+        def table(self, config):
+            return {"own": super().table(config), "all": Shared(jnp.asarray(config.shares))}
+
+        def batch(self, member, table, step):
+            assert table["all"].arrays.shape == (2,)
+            drawn = super().batch(member, table["own"], step)["x0"]
+            return {"x0": drawn + table["all"].arrays}
+
+    return dataclasses.replace(
+        ablation_cases.QUICK,
+        world=ablation_cases.QUICK.world._replace(config=kind, problem=Problem),
+        base=kind(**{**dataclasses.asdict(base), **values}),
+        axes={"shares": ((0.5, 0.5), (0, 1))},
+    )
+
+
+SHARED_OUT = shared_out()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_axis_of_tuples_has_rows_that_are_found_and_verified(tmp_path, capsys):
+    name = "test_ablations:SHARED_OUT"
+    assert run(tmp_path, name=name) == 0
+    rows = rows_of(tmp_path)
+    assert [row["shares"] for row in rows[::2]] == ["(0.5, 0.5)", "(0.0, 1.0)"]
+    assert len({row["norm"] for row in rows}) == 4
+    told = "--definition", name
+    assert ablate.main(["verify", str(tmp_path), "--num", "2", "--quiet", *told]) == 0
+    assert "every row reproduces exactly" in capsys.readouterr().out
+    assert run(tmp_path, "--only", "shares=(0.0, 1.0)", name=name) == 0
+
+
+def test_what_members_share_is_what_each_would_have_of_its_own():
+    (group, _) = groups(SHARED_OUT)
+    shared = training.train(SHARED_OUT.world.problem(group.config), group).ema
+
+    class Owned(SHARED_OUT.world.problem):
+        def table(self, config):
+            return {"own": super().table(config)["own"], "all": np.asarray(config.shares)}
+
+        def batch(self, member, table, step):
+            return super().batch(member, {**table, "all": Shared(table["all"])}, step)
+
+    owned = training.train(Owned(group.config), group).ema
+    np.testing.assert_array_equal(shared["x"], owned["x"])
+    assert np.ptp(np.asarray(shared["x"]), axis=0).min() > 0.0
 
 
 def test_what_was_committed_is_sound_and_its_tables_are_those_of_its_groups():

@@ -5,11 +5,12 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.ablations import images, plane
+from experiments.ablations import images, plane, told
 from experiments.ablations.definition import Ablation
 from experiments.ablations.fields import near
 from experiments.ablations.learned import LEARNED
 from experiments.common.command import Refusal
+from experiments.latents import autoencoder, denoiser
 
 Presets = Mapping[str, Ablation]
 """By name: full, and smoke, which runs every part in seconds."""
@@ -244,6 +245,60 @@ def _coupling() -> Presets:
     return {"full": full, "smoke": smoke}
 
 
+_TOLD: dict[str, Any] = {**vars(denoiser.PRESETS["relations"]), "num_steps": 5000}
+_TOLD_SMOKE: dict[str, Any] = {
+    "width": 16,
+    "depth": 1,
+    "num_heads": 2,
+    "text_width": 16,
+    "text_depth": 1,
+    "optimizer": "adamw",  # Muon takes long to compile
+    "batch_size": 8,
+    "num_steps": 4,
+    "warmup_steps": 1,
+    "num_scenes": 32,
+    "autoencoder_steps": 2,
+    "sample_steps": 2,
+    "num_prompts": 4,
+}
+_OBEYED = ("obeyed_two", "obeyed_two_held_out", "obeyed_two_order")
+
+
+def _binding() -> Presets:
+    full = Ablation(
+        question="What lets a model bind a colour and a relation to each of two shapes? "
+        "For accelerators.",
+        world=told.WORLD,
+        base=told.Config(**_TOLD),
+        axes={
+            "text_attention": ("cross", "joint"),
+            "pooled_text": (True, False),
+            "patch_size": (2, 1),
+        },
+        measures=(*_OBEYED, "bound_relation", "bound_colours", "bound_shapes", "obeyed_one"),
+        seeds=3,
+    )
+    return {"full": full, "smoke": _told_smoke(full, {"text_attention": ("cross", "joint")})}
+
+
+def _binding_data() -> Presets:
+    mixtures = {"scene_shares": (autoencoder.MIXED, (0.0, 1.0, 0.0))}
+    full = Ablation(
+        question="Do scenes of one object teach how to draw two? For accelerators.",
+        world=told.WORLD,
+        base=told.Config(**_TOLD),
+        axes={**mixtures, "num_steps": (1250, 5000)},
+        measures=(*_OBEYED, "bound_relation", "bound_colours", "bound_shapes"),
+        seeds=3,
+    )
+    return {"full": full, "smoke": _told_smoke(full, mixtures)}
+
+
+def _told_smoke(full: Ablation, axes: Mapping[str, Any]) -> Ablation:
+    base = dataclasses.replace(full.base, **_TOLD_SMOKE)
+    return dataclasses.replace(full, base=base, axes=axes, seeds=2)
+
+
 MAKERS = {
     "prediction": _prediction,
     "prediction_wide": _prediction_wide,
@@ -252,6 +307,8 @@ MAKERS = {
     "losses": _losses,
     "ema": _ema,
     "coupling": _coupling,
+    "binding": _binding,
+    "binding_data": _binding_data,
 }
 """What makes the presets, by name of the ablation."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.ablations import training
 from experiments.ablations.definition import SEED, Ablation, Group, row_hash
-from experiments.ablations.fields import replaced
+from experiments.ablations.fields import as_json, replaced
 from experiments.ablations.world import Problem
 from jaxdiff.training import run as runs
 
@@ -44,7 +44,7 @@ def run_group(
         nfe, values = found[how]
         rows.append(
             {
-                **row,
+                **as_json(row),
                 "hash": row_hash(ablation, replaced(group.config, row)),
                 **{name: _number(value[i], trained.finite[i]) for name, value in values.items()},
                 "nfe": nfe,

@@ -13,19 +13,20 @@ COSTS = ("nfe", "train_flops", "sample_flops")
 
 
 def ordered_rows(ablation: Ablation, done: Mapping[int, Result]) -> list[Row]:
-    """Return the rows that are done, in the order of the axes, seeds last."""
+    """Return the rows that are done, in the order of the axes, seeds last; tuples for lists."""
     fields = list(ablation.varied)
     places = {tuple(cell[field] for field in fields): i for i, cell in enumerate(cells(ablation))}
     seeds = ablation.seed_values
 
     def place(row: Row) -> tuple[int, int]:
-        return places[tuple(_hashable(row[field]) for field in fields)], seeds.index(row[SEED])
+        return places[tuple(row[field] for field in fields)], seeds.index(row[SEED])
 
-    return sorted((row for result in done.values() for row in result["rows"]), key=place)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    rows = [
+        {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+        for result in done.values()
+        for row in result["rows"]
+    ]
+    return sorted(rows, key=place)
 
 
 def results_csv(ablation: Ablation, rows: Sequence[Row], summary: Sequence[Row]) -> str:

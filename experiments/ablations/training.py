@@ -7,8 +7,8 @@ between two calls; how many make a part changes no number.
 
 import functools
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import optax
 
 from experiments.ablations.definition import SEED, Group
 from experiments.ablations.fields import replaced
-from experiments.ablations.world import Member, Problem, RunConfig, member_of
+from experiments.ablations.world import Member, Problem, RunConfig, Shared, member_of
 from experiments.common import optimization
 from jaxdiff import training
 from jaxdiff.typing import Array, PyTree
@@ -99,7 +99,7 @@ def train(
     members = members_of(group)
     num_steps = members.config.num_steps
     whole = [replaced(members.config, member) for member in group.members]
-    tables = jax.tree.map(lambda *rows: np.stack(rows), *map(problem.table, whole))
+    tables, axes = _stacked([problem.table(config) for config in whole])
 
     def start(member: Member[RunConfig]) -> training.TrainState:
         decays = optimization.ema_decays(member.config, member.numbers["ema_decay"])
@@ -108,7 +108,7 @@ def train(
     began = time.perf_counter()
     state = members.map(start)(members.config)
     mapped = jax.jit(
-        jax.vmap(_advance(problem, members.config), in_axes=(0, 0, 0, None, None)),
+        jax.vmap(_advance(problem, members.config), in_axes=(0, 0, axes, None, None)),
         donate_argnums=1,
     )
     lowered = mapped.lower(members.own, state, tables, 0, 1)
@@ -134,6 +134,20 @@ def train(
     )
 
 
+def _stacked(tables: Sequence[PyTree]) -> tuple[PyTree, PyTree]:
+    """Return the members' tables side by side, and the axis of each array over which they lie."""
+
+    def is_shared(leaf: Any) -> bool:
+        return isinstance(leaf, Shared)
+
+    def stack(*rows: Any) -> Any:
+        return rows[0] if is_shared(rows[0]) else np.stack(rows)
+
+    stacked = jax.tree.map(stack, *tables, is_leaf=is_shared)
+    axes = jax.tree.map(lambda leaf: None if is_shared(leaf) else 0, stacked, is_leaf=is_shared)
+    return stacked, axes
+
+
 def _advance(problem: Problem, config: RunConfig) -> Callable[..., PyTree]:
     """Return what takes a member's state from one step to another."""
 
@@ -157,10 +171,18 @@ def _advance(problem: Problem, config: RunConfig) -> Callable[..., PyTree]:
 
 def build_optimizer(member: Member[RunConfig]) -> optax.GradientTransformation:
     """Make the optimizer of experiments.common.optimization, of a member's own numbers."""
-    numbers = member.numbers
-    schedule = optimization.build_schedule(member.config, peak=1.0)
-    unit = optimization.adamw(schedule, numbers["clip_norm"], numbers["weight_decay"])
-    return optax.chain(unit, optax.scale(numbers["learning_rate"]))
+    config, numbers = member.config, member.numbers
+    schedule = optimization.build_schedule(config, peak=1.0)
+    own = numbers["clip_norm"], numbers["weight_decay"]
+    if getattr(config, "optimizer", "adamw") == "adamw":
+        unit = optimization.adamw(schedule, *own)
+        return optax.chain(unit, optax.scale(numbers["learning_rate"]))
+
+    def falling_from(peak: Any) -> optax.Schedule:
+        return lambda count: peak * schedule(count)
+
+    faster = falling_from(numbers.get("muon_learning_rate", optimization.MUON_LEARNING_RATE))
+    return optimization.muon(faster, falling_from(numbers["learning_rate"]), *own)
 
 
 def average_of(trained: Trained, average: float | None) -> PyTree:

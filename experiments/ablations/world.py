@@ -69,6 +69,16 @@ def member_of(config: R, own: Mapping[str, Any]) -> Member[R]:
     return Member(config, numbers, jax.random.key(own[SEED]))
 
 
+class Shared(NamedTuple):
+    """What all members' tables hold alike, such as the data: kept once, not for each of them.
+
+    Attributes:
+        arrays: a pytree of them.
+    """
+
+    arrays: PyTree
+
+
 class Problem(Protocol):
     """What the members of a group share."""
 
@@ -79,7 +89,10 @@ class Problem(Protocol):
         """Return a member's loss."""
 
     def table(self, config: Any) -> PyTree:
-        """Return arrays of a member's own, such as its data order; its config is whole."""
+        """Return arrays of a member's own, such as its data order; its config is whole.
+
+        Large data, which a program should not hold as constants, are a `Shared` of it.
+        """
 
     def batch(self, member: Any, table: PyTree, step: Array) -> Batch:
         """Return the batch of a step."""

@@ -155,6 +155,11 @@ class Autoencoder(NamedTuple):
     shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
 
+    def levels(self, params: PyTree, z: Array) -> Array:
+        """Return what is decoded of latents as levels, uint8 (B, H, W, C)."""
+        x = jnp.clip(self.decode(params, z), -1.0, 1.0)
+        return data.to_levels(x, sources.NUM_LEVELS).astype(jnp.uint8)
+
 
 def build(config: Config, shape: tuple[int, int, int]) -> Autoencoder:
     """Make the autoencoder of pictures (H, W, C).

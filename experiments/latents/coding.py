@@ -37,12 +37,8 @@ def make_coders(
         x = data.centers(levels, NUM_LEVELS, dtype=jnp.float32)
         return autoencoder.encode(params, x)
 
-    def decoded(params: PyTree, z: Array) -> Array:
-        x = jnp.clip(autoencoder.decode(params, z), -1.0, 1.0)
-        return data.to_levels(x, NUM_LEVELS).astype(jnp.uint8)
-
     return _chunked(map_rows(encoded, devices=devices)), _chunked(
-        map_rows(decoded, devices=devices)
+        map_rows(autoencoder.levels, devices=devices)
     )
 
 

@@ -27,7 +27,7 @@ from experiments.latents.stages import Stage, Training
 from jaxdiff import Model, data, losses, nn, timesteps
 from jaxdiff.data import Captioned, Records
 from jaxdiff.processes import Process
-from jaxdiff.typing import Batch, Key, LossFn, PyTree
+from jaxdiff.typing import Apply, Batch, Key, LossFn, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,19 +158,31 @@ class Recipe(NamedTuple):
     null: PyTree
 
     @property
+    def apply(self) -> Apply:
+        """The pure network, given times."""
+        return self.model.apply
+
+    @property
     def process(self) -> Process:
         """The forward process."""
         return self.model.process
 
 
-def build(config: Config, store: Store, text: Text, key: Key | None = None) -> Recipe:
-    """Make the network and the process; refuse what they refuse.
+def build(
+    config: Config,
+    store: Store,
+    text: Text,
+    key: Key | None = None,
+    process: Process | None = None,
+) -> Recipe:
+    """Make the network and the process, unless one is given; refuse what they refuse.
 
     Args:
         config: of the denoiser.
         store: what it is trained on.
         text: how its captions are given.
         key: of the initial parameters, in place of the config's seed.
+        process: in place of the config's.
     """
     shape = store.latent_shape if config.space == "latents" else store.shape
     conditioning = conditioning_of(config, text)
@@ -201,7 +213,7 @@ def build(config: Config, store: Store, text: Text, key: Key | None = None) -> R
 
     with options.naming(Config, channels="--width", num_blocks="--depth", shape="--patch-size"):
         init_params, apply = nn.deferred(make)
-    process = PROCESSES[config.process]()
+    process = PROCESSES[config.process]() if process is None else process
     model = Model(nn.on_log_snr(apply, process.log_snr), process, config.prediction)
     return Recipe(init_params, model, shape, nn.null_cond(conditioning))
 

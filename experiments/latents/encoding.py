@@ -16,7 +16,7 @@ from experiments.latents import autoencoder as autoencoders
 from experiments.latents import coding
 from experiments.latents.autoencoder import Autoencoder
 from jaxdiff import data, pretrained
-from jaxdiff.data import Captioned, stored
+from jaxdiff.data import Captioned, Records, stored
 from jaxdiff.devices import map_rows
 from jaxdiff.typing import PyTree
 
@@ -138,7 +138,7 @@ def imported(weights: str) -> Text:
 
 
 class Store(NamedTuple):
-    """Latents that were stored, and what they say of themselves.
+    """Latents that were made, and what they say of themselves.
 
     Attributes:
         records: "mean", "deviation" and "text" of each picture.
@@ -150,7 +150,7 @@ class Store(NamedTuple):
         shape: (H, W, C) of a picture.
     """
 
-    records: stored.Stored
+    records: Records
     autoencoder: str
     scale: float
     shift: float
@@ -190,12 +190,10 @@ def write(
     text = learn(captions, encoding)
     count = min(len(pictures), _MEASURED)
     chosen = np.linspace(0, len(pictures) - 1, count).astype(np.int64)
-    mean, deviation = encode(params, pictures.rows(chosen)["image"])
-    shift = float(np.mean(mean, dtype=np.float64))
-    power = np.mean((mean - shift) ** 2 + deviation**2, dtype=np.float64)
+    scale, shift = scale_and_shift(*encode(params, pictures.rows(chosen)["image"]))
     attributes = {
         autoencoders.AUTOENCODER: stored.fingerprint(params),
-        "scale": float(power**-0.5),
+        "scale": scale,
         "shift": shift,
         "text": dict(text.record),
         "latent_shape": list(autoencoder.latent_shape),
@@ -224,6 +222,18 @@ def write(
             progress=said,
             mine=(jax.process_index(), jax.process_count()),
         )
+
+
+def scale_and_shift(mean: np.ndarray, deviation: np.ndarray) -> tuple[float, float]:
+    """Return what gives latents the mean 0 and the variance 1.
+
+    Args:
+        mean: of the Gaussians of some of them, (N, h, w, c).
+        deviation: likewise.
+    """
+    shift = float(np.mean(mean, dtype=np.float64))
+    power = np.mean((mean - shift) ** 2 + deviation**2, dtype=np.float64)
+    return float(power**-0.5), shift
 
 
 def read(folder: Path, remedy: str) -> Store:
