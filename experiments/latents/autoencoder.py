@@ -83,7 +83,7 @@ class Config:
     """Learning rate of its Adam."""
     batch_size: Count = 32
     """Pictures an update."""
-    num_steps: Count = 2200
+    num_steps: Count = 3000
     """Updates in all; a larger number extends a run."""
     decay_steps: CountOrNone = None
     """Updates over which the learning rate decays; the first `num_steps` unless given."""

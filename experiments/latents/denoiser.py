@@ -78,7 +78,7 @@ class Config:
     """Probability with which a caption is dropped in training."""
     batch_size: Count = 128
     """Examples an update."""
-    num_steps: Count = 750
+    num_steps: Count = 1000
     """Updates in all; a larger number extends a run."""
     decay_steps: CountOrNone = None
     """Updates over which the learning rate decays; the first `num_steps` unless given."""
@@ -106,7 +106,7 @@ class Config:
 
 PRESETS = {
     "full": Config(),
-    "relations": Config(num_steps=750),
+    "relations": Config(num_steps=1500),
     "smoke": Config(
         width=64,
         depth=2,

@@ -49,11 +49,11 @@ class Judging:
     """The method of all pictures."""
     sample_steps: Count = 25
     """Its steps."""
-    likelihood_examples: Natural = 48
+    likelihood_examples: Natural = 64
     """Pictures held out whose bits are bounded, two at least; 0 leaves it out."""
     likelihood_tolerance: Tolerance = 1e-2
     """Relative and absolute tolerance of the likelihood's ODE."""
-    judge_steps: Count = 700
+    judge_steps: Count = 1000
     """Updates of the judge that is trained on real scenes."""
     beside: str | None = None
     """Folder of another judged run of the same pictures, whose figures stand beside."""
