@@ -257,7 +257,10 @@ def work_of(update: Update, state: TrainState, key: Key, batch: Batch, mode: Mod
     def whole(leaf: Any) -> jax.ShapeDtypeStruct:
         of_all = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
         count = 1 if of_all else jax.process_count()
-        return jax.ShapeDtypeStruct((np.shape(leaf)[0] * count, *np.shape(leaf)[1:]), leaf.dtype)
+        dtype = jax.dtypes.canonicalize_dtype(
+            leaf.dtype
+        )  # of NumPy's arrays the one they will have
+        return jax.ShapeDtypeStruct((np.shape(leaf)[0] * count, *np.shape(leaf)[1:]), dtype)
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
