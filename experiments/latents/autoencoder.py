@@ -118,7 +118,7 @@ PRESETS = {
     "relations": Config(num_scenes=100_000, scene_shares=MIXED),
     "smoke": Config(
         num_scenes=1000,
-        num_steps=150,
+        num_steps=100,
         warmup_steps=10,
         ema_decay=0.9,
         eval_examples=64,

@@ -113,10 +113,10 @@ PRESETS = {
         text_width=64,
         text_depth=1,
         batch_size=32,
-        num_steps=200,
+        num_steps=120,
         warmup_steps=20,
         ema_decay=0.95,
-        checkpoint_every=100,
+        checkpoint_every=60,
     ),
 }
 STAGE = Stage("train", "denoiser", Config)

@@ -63,12 +63,12 @@ PRESETS = {
     "full": Judging(),
     "relations": Judging(num_prompts=256),
     "smoke": Judging(
-        num_prompts=64,
+        num_prompts=32,
         guidance_scales=(1.0, 2.0),
         sample_steps=10,
         likelihood_examples=4,
         likelihood_tolerance=1e-1,
-        judge_steps=150,
+        judge_steps=100,
     ),
 }
 
