@@ -14,7 +14,7 @@ to the same images.
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import tyro
 
 from experiments.common import command, evaluations, optimization, options
 from experiments.common.averages import Average
+from experiments.common.batches import batches_of, repeating
 from experiments.common.command import Refusal, refusing
 from experiments.common.devices import Devices, Running
 from experiments.common.methods import MethodName
@@ -55,7 +56,7 @@ from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Restored
 from jaxdiff.training.export import export_params
-from jaxdiff.typing import Batch, PyTree
+from jaxdiff.typing import PyTree
 
 
 def train(
@@ -162,21 +163,6 @@ def fit(
         skip_nonfinite=running.nonfinite == "skip",
     )
 
-    def batches_from(step: int) -> Iterator[Batch]:
-        with options.naming(Config):
-            return data.batches(
-                images,
-                config.batch_size,
-                seed=config.seed,
-                start_step=step,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
-
-    def repeat(step: int) -> dict[str, Any]:
-        indices = data.batch_indices(len(images), config.batch_size, config.seed, step)
-        return {"seed": config.seed, "indices": indices.tolist()}
-
     def begun() -> None:
         optimization.warn_of_config(config)
         evaluations.outdate(directory)
@@ -188,14 +174,14 @@ def fit(
         directory,
         lambda: update.init(model.init_params()),
         update,
-        batches_from,
+        batches_of(images, config),
         key=jax.random.key(config.seed),
         num_steps=config.num_steps,
         cadence=optimization.cadence(config),
         mode=mode,
         record=training.Record(record, optimization.FREE, defaults(), said),
         keep=running.keep(),
-        report=running.report(progress=progress, begun=begun, repeat=repeat),
+        report=running.report(progress=progress, begun=begun, repeat=repeating(images, config)),
     )
     return distributed.gather(optimization.main_average(config, state.ema))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.command import REPORT
-from jaxdiff import files
+from jaxdiff import files, plotting
+from jaxdiff.training import run as runs
 from jaxdiff.training.loading import MAIN as MAIN
 
 EVALUATION = "evaluation.json"
@@ -55,6 +56,25 @@ def numbers(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def draw_loss(directory: Path, run: Path, *, title: str, ylabel: str) -> None:
+    """Draw the losses that a run logged: loss.png.
+
+    Args:
+        directory: where.
+        run: the folder that has the log.
+        title: above.
+        ylabel: what the loss is.
+    """
+    lines = [line for line in runs.read_metrics(run / runs.METRICS) if "loss" in line]
+    plotting.save_curve(
+        directory / "loss.png",
+        [line["step"] for line in lines],
+        [line["loss"] for line in lines],
+        title=title,
+        ylabel=ylabel,
+    )
 
 
 def outdate(directory: Path) -> None:

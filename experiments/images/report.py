@@ -158,11 +158,9 @@ def draw(
         "time t",
     )
     plotting.save_animation(directory / "reverse.gif", frames[:: max(1, len(frames) // 50)])
-    metrics = [line for line in runs.read_metrics(directory / runs.METRICS) if "loss" in line]
-    plotting.save_curve(
-        directory / "loss.png",
-        [line["step"] for line in metrics],
-        [line["loss"] for line in metrics],
+    evaluations.draw_loss(
+        directory,
+        directory,
         title="Training loss",
         ylabel=f"squared error of {config.loss_on or config.prediction}",
     )

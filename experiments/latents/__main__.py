@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.common import command, options
+from experiments.common import command, evaluations, options
 from experiments.common.averages import Average
 from experiments.common.command import Refusal, refusing
 from experiments.common.devices import Devices, Running
@@ -204,7 +204,7 @@ def train(
         )
         if evaluate and jax.process_count() == 1:
             trained = drawing.read(run_dir)
-            if not evaluating.is_judged(Path(run_dir), config.num_steps):
+            if not evaluations.is_judged(Path(run_dir), config.num_steps):
                 judging = evaluating.PRESETS[preset]
                 evaluating.write(trained, Path(run_dir), judging, running, progress=not quiet)
             print(f"Report: {Path(run_dir) / command.REPORT}")

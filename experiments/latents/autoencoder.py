@@ -25,11 +25,12 @@ from experiments.latents import sources
 from experiments.latents.stages import Stage, Training
 from jaxdiff import data, losses, nn, pretrained, training
 from jaxdiff.data import Records
+from jaxdiff.losses.autoencoding import PARTS
 from jaxdiff.training import loading, networks
 from jaxdiff.training.state import TrainState
 from jaxdiff.typing import Array, LossFn, PyTree
 
-AUTOENCODER, DISCRIMINATOR = "autoencoder", "discriminator"
+AUTOENCODER, DISCRIMINATOR = PARTS
 """The parts of the parameters where both are trained."""
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and deviation of levels in [0, 1], by which networks of images are given them."""

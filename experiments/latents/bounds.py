@@ -91,8 +91,7 @@ def _sampled(
 
     Pixels are not rounded.
     """
-    listed = None if devices is None else list(devices)
-    encode, _ = make_coders(trained.autoencoder, listed)
+    encode, _ = make_coders(trained.autoencoder, devices)
     mean, std = encode(trained.decoder, levels)
     z = mean + std * np.asarray(numerics.normal(key, jnp.asarray(mean)))
     decode = jax.jit(trained.autoencoder.decode)

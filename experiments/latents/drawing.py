@@ -220,8 +220,7 @@ def make_levels(
     if trained.config.space == "pixels":
         to_levels = jax.jit(lambda x: data.to_levels(jnp.clip(x, -1.0, 1.0), 256))
         return lambda x0: np.asarray(to_levels(x0)).astype(np.uint8)
-    listed = None if devices is None else list(devices)
-    _, decode = coding.make_coders(trained.autoencoder, listed)
+    _, decode = coding.make_coders(trained.autoencoder, devices)
     return lambda z: decode(trained.decoder, encoding.unscaled(trained.store, z))
 
 

@@ -91,11 +91,6 @@ def reconstruct(
     print(f"Autoencoder: PSNR {found['psnr']:.1f} dB, SSIM {found['ssim']:.4f}, {directory}")
 
 
-def is_judged(directory: Path, step: int) -> bool:
-    """Tell whether the report of a run is of a step and of the main average."""
-    return evaluations.is_judged(directory, step)
-
-
 def best_scale(directory: Path) -> float:
     """Return the scale of guidance that the evaluation of a run found best, 2 where none did."""
     return float(evaluations.numbers(directory).get("best_guidance_scale", _DEFAULT_SCALE))
@@ -124,7 +119,7 @@ def write(
     scales = [s for s in judging.guidance_scales if s == 1.0 or trained.config.drop_cond > 0.0]
     say = _sayer(progress)
     asked = obedience.cells(config, judging.num_prompts) if obedience.is_of_scenes(config) else []
-    results: dict[str, Any] = {**_reconstruction(trained, local)}
+    results: dict[str, Any] = {**_reconstruction(trained)}
     key_draw, key_bits, key_figures = jax.random.split(
         jax.random.fold_in(jax.random.key(trained.config.seed), 1), 3
     )
@@ -178,15 +173,14 @@ def _sayer(progress: bool) -> Callable[[str], None]:
     return say
 
 
-def _reconstruction(trained: Trained, devices: list[jax.Device]) -> dict[str, float]:
-    """Return the autoencoder's figures of pictures held out."""
+def _reconstruction(trained: Trained) -> dict[str, float]:
+    """Return the figures of the autoencoder, as they were found when it was trained."""
     if trained.config.space == "pixels":
         return {}
-    config = trained.autoencoder_config
-    held_out = sources.open_pictures(config, "test", recorded=True)
-    levels = held_out.rows(np.arange(min(config.eval_examples, len(held_out))))["image"]
-    found, decoded = coding.quality(trained.autoencoder, trained.decoder, levels, devices)
-    return {**found, "frechet_of_reconstructions": frechet(levels, decoded)}
+    found = evaluations.numbers(autoencoders.STAGE.at(trained.home))
+    names = {"psnr": "psnr", "psnr_stderr": "psnr_stderr", "ssim": "ssim"}
+    names["frechet"] = "frechet_of_reconstructions"
+    return {name: found[key] for key, name in names.items() if key in found}
 
 
 def _recoded(trained: Trained, pictures: np.ndarray, devices: list[jax.Device]) -> np.ndarray:

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common import evaluations
 from experiments.latents import denoiser, drawing, obedience
 from experiments.latents.drawing import Trained
 from experiments.latents.obedience import Cell
 from jaxdiff import forward, plotting
-from jaxdiff.training import run as runs
 from jaxdiff.typing import Array, Key
 
 NUM_PROMPTS, PER_PROMPT, NUM_PAIRS = 8, 8, 4
@@ -86,12 +86,9 @@ def write(
     _between(directory / "between.png", trained, mixing, prompts, key_between, best)
     _noising(directory / "noising.png", trained, real, key_noise)
     _curves(directory / "obeyed.png", results)
-    stage = denoiser.STAGE.at(directory)
-    lines = [line for line in runs.read_metrics(stage / runs.METRICS) if "loss" in line]
-    plotting.save_curve(
-        directory / "loss.png",
-        [line["step"] for line in lines],
-        [line["loss"] for line in lines],
+    evaluations.draw_loss(
+        directory,
+        denoiser.STAGE.at(directory),
         title="Training loss of the denoiser",
         ylabel=f"squared error of {trained.config.prediction}",
     )

@@ -1,7 +1,7 @@
 """The stages of a run, each in a folder of its own below the run's, each trained by the trainer."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,16 +9,16 @@ import jax
 
 from experiments.common import command, optimization, options
 from experiments.common.averages import NO_CHOICE, Average
+from experiments.common.batches import batches_of, repeating
 from experiments.common.command import Refusal
 from experiments.common.devices import Running
 from experiments.images import sources as image_sources
-from jaxdiff import data, training
+from jaxdiff import training
 from jaxdiff.data import Records
-from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Restored
 from jaxdiff.training.trainer import open_checkpoints
-from jaxdiff.typing import Batch, PyTree
+from jaxdiff.typing import PyTree
 
 FREE = ("num_steps", "data_dir", "checkpoint_every", "log_every", "remat", "eval_examples")
 """Fields of the stages' configs that stand outside their hash."""
@@ -172,27 +172,12 @@ def fit(
     record, records = stage.record_of(config), trained.records
     mode = running.mode(config.batch_size)
 
-    def batches_from(step: int) -> Iterable[Batch]:
-        with options.naming(stage.config):
-            return data.batches(
-                records,
-                config.batch_size,
-                seed=config.seed,
-                start_step=step,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
-
-    def repeat(step: int) -> dict[str, Any]:
-        indices = data.batch_indices(len(records), config.batch_size, config.seed, step)
-        return {"seed": config.seed, "indices": indices.tolist()}
-
     running.agree(record)
     return training.fit(
         directory,
         lambda: trained.update.init(trained.init_params()),
         trained.update,
-        batches_from,
+        batches_of(records, config),
         key=jax.random.key(config.seed),
         num_steps=config.num_steps,
         cadence=optimization.cadence(config),
@@ -203,11 +188,8 @@ def fit(
         ),
         keep=running.keep(),
         report=running.report(
-            progress=progress, begun=lambda: optimization.warn_of_config(config), repeat=repeat
+            progress=progress,
+            begun=lambda: optimization.warn_of_config(config),
+            repeat=repeating(records, config),
         ),
     )
-
-
-def averaged(config: Any, state: training.TrainState) -> PyTree:
-    """Return the main average of a state, whole, on every process."""
-    return distributed.gather(optimization.main_average(config, state.ema))

@@ -69,14 +69,8 @@ def write(
     evaluations.begin(directory)
     draw_density(config, held_out, np.exp(log_prob), samples, directory)
     draw_field(config, model, params, directory)
-    lines = [line for line in runs.read_metrics(directory / runs.METRICS) if "loss" in line]
-    plotting.save_curve(
-        directory / "loss.png",
-        [line["step"] for line in lines],
-        [line["loss"] for line in lines],
-        title=f"Training loss: {config.loss}",
-        ylabel="loss",
-    )
+    title = f"Training loss: {config.loss}"
+    evaluations.draw_loss(directory, directory, title=title, ylabel="loss")
     kept = evaluations.finite(results)
     if len(kept) < len(results):
         lost = ", ".join(sorted(results.keys() - kept.keys()))

@@ -7,6 +7,7 @@ Source: Rombach et al. 2022 (arXiv:2112.10752), sections 3.1 and D.1 (scale); th
 Esser et al. 2024 (arXiv:2403.03206).
 """
 
+import abc
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
 """Between which the log-variance of latents is kept."""
 
 
-class GaussianAutoencoder(nnx.Module):
+class GaussianAutoencoder(nnx.Module, abc.ABC):
     """Encodes images as Gaussians of latents, and decodes latents; a subclass has the networks.
 
     It defines ``_moments``, from images (B, H, W, channels) to means and log-variances side by side
@@ -55,11 +56,13 @@ class GaussianAutoencoder(nnx.Module):
         self.shift = float(checks.number("shift", shift))
         self.factor, self.dtype = factor, dtype
 
+    @abc.abstractmethod
     def _moments(self, x: Array) -> Array:
-        raise NotImplementedError
+        """Return means and log-variances of the latents of images."""
 
+    @abc.abstractmethod
     def _images(self, z: Array) -> Array:
-        raise NotImplementedError
+        """Return the images of latents."""
 
     def encode(self, x: Array) -> tuple[Array, Array]:
         """Encode images.
