@@ -36,7 +36,7 @@ lint: .venv/dev
 	touch $@
 
 .venv/dev: .venv/train
-	$(BIN)/python -m pip install --quiet --constraint .constraints.txt --editable '.[train,pretrained,dev]'
+	$(BIN)/python -m pip install --quiet --constraint .constraints.txt --editable '.[train,pretrained,stores,dev]'
 	touch $@
 
 .venv/bin/python:
@@ -46,7 +46,7 @@ lint: .venv/dev
 
 .venv-newest/dev: pyproject.toml
 	$(NEWEST) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[train,pretrained,dev]'
+	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[train,pretrained,stores,dev]'
 	touch $@
 
 .venv-peers/made: .constraints-peers.txt

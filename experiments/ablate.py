@@ -15,7 +15,6 @@ import contextlib
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -27,6 +26,7 @@ from experiments.ablations.fields import replaced, show
 from experiments.ablations.request import parse_only, parse_shard, reopen, resolve
 from experiments.common import command, optimization
 from experiments.common.command import Refusal
+from jaxdiff import files
 from jaxdiff.training import loop
 
 Folder = Annotated[str, tyro.conf.Positional]
@@ -62,7 +62,9 @@ def command_of(name: str) -> Callable[..., None]:
             configs = [replaced(g.config, row) for g in chosen for row in g.rows()]
             judged = [(c.ema_decay if c.average is None else c.average, c) for c in configs]
             optimization.warn_of_start((decay, c.num_steps) for decay, c in judged)
-        run_groups(Path(run_dir), record(name, preset, ablation), ablation, chosen, quiet)
+        run_groups(
+            command.path_of(run_dir), record(name, preset, ablation), ablation, chosen, quiet
+        )
 
     if name in MAKERS:
         question, what = MAKERS[name]()["full"].question, (run.__doc__ or "").partition("\n")
@@ -71,7 +73,7 @@ def command_of(name: str) -> Callable[..., None]:
 
 
 def run_groups(
-    directory: Path,
+    directory: files.Path,
     resolved: dict[str, Any],
     ablation: Ablation,
     chosen: Sequence[Group],
@@ -116,7 +118,7 @@ def status(directory: Folder, definition: Definition = None) -> None:
         directory: Of an ablation.
         definition: module:NAME of the ablation, where it is one of your own.
     """
-    path = Path(directory)
+    path = command.path_of(directory, "the folder")
     resolved, ablation = reopen(path, definition)
     lines, corrupt, done, made = [], [], [], groups(ablation)
     for group in made:
@@ -145,10 +147,10 @@ def report_command(directory: Folder, definition: Definition = None) -> None:
         directory: Of an ablation.
         definition: module:NAME of the ablation, where it is one of your own.
     """
-    resolved, ablation = reopen(Path(directory), definition)
-    if not report.write(Path(directory), resolved, ablation):
+    resolved, ablation = reopen(command.path_of(directory, "the folder"), definition)
+    if not report.write(command.path_of(directory, "the folder"), resolved, ablation):
         raise Refusal(f"{directory} has no finished group yet. Run the ablation first.")
-    print(f"Report: {Path(directory) / command.REPORT}")
+    print(f"Report: {command.path_of(directory, 'the folder') / command.REPORT}")
 
 
 def verify(
@@ -169,7 +171,7 @@ def verify(
     """
     if num < 1:
         raise Refusal(f"--num must be at least 1; got {num}.")
-    path = Path(directory)
+    path = command.path_of(directory, "the folder")
     resolved, ablation = reopen(path, definition)
     store.check_random(path, resolved)
     done = store.read_groups(path, ablation)
@@ -203,13 +205,13 @@ def verify(
     print(f"{len(sampled)} of {len(done)} groups ran again: every row reproduces exactly.")
 
 
-def table_differs(path: Path, ablation: Ablation, done: dict[int, Any]) -> int:
+def table_differs(path: files.Path, ablation: Ablation, done: dict[int, Any]) -> int:
     """Count and print the lines of results.csv that are not those of the results."""
     rows = results.ordered_rows(ablation, done)
     summary = statistics.summarize(statistics.tabulate(ablation, rows))
     wanted = results.results_csv(ablation, rows, summary).splitlines()
     try:
-        found = (path / results.RESULTS).read_text(errors="replace").splitlines()
+        found = (path / results.RESULTS).read_bytes().decode(errors="replace").splitlines()
     except OSError as error:
         raise Refusal(f"{path / results.RESULTS} cannot be read: {error.strerror}.") from error
     wrong = [

@@ -3,21 +3,25 @@
     python -m experiments.bench train_step
     python -m experiments.bench checkpoints
     python -m experiments.bench input
+    python -m experiments.bench input --data-set jpegs
     python -m experiments.bench scaling
+    python -m experiments.bench collectives
     python -m experiments.bench samplers
     python -m experiments.bench seeds
 
 The sides take turns, so that a machine whose speed drifts slows all; the last line is the median
-of the pairwise ratios, ours over bare.
+of the pairwise ratios, ours over bare; of `collectives`, what is counted over what is expected.
 """
 
 import sys
 from collections.abc import Callable
 
+from experiments.benches.collectives import collectives
+from experiments.benches.inputs import input_pipeline
 from experiments.benches.samplers import samplers
 from experiments.benches.scaling import scaling
 from experiments.benches.seeds import seeds
-from experiments.benches.training import checkpoints, input_pipeline, train_step
+from experiments.benches.training import checkpoints, train_step
 from experiments.common import command
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -25,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "checkpoints": checkpoints,
     "input": input_pipeline,
     "scaling": scaling,
+    "collectives": collectives,
     "samplers": samplers,
     "seeds": seeds,
 }

@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,7 +50,7 @@ from experiments.images.model import (
 )
 from experiments.images.trained import describe as describe
 from experiments.images.trained import restore as restore
-from jaxdiff import data, training
+from jaxdiff import data, files, training
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Restored
@@ -59,6 +58,7 @@ from jaxdiff.training.export import export_params
 from jaxdiff.typing import PyTree
 
 
+@command.writes
 def train(
     run_dir: str,
     config: tyro.conf.OmitArgPrefixes[Config],
@@ -100,7 +100,7 @@ def train(
     held_out = open_images(config, split, "--eval-split", recorded=moved) if evaluate else None
     image_data.check(config, images, held_out)
     with command.compiling_for(preset):
-        also = image_data.record(images, split) | {command.PRESET: preset}
+        also = image_data.record(images, split) | command.begun_by("digits", preset)
         params = fit(config, images, directory, running, also=also, progress=not quiet)
         if held_out is not None and distributed.any_of(not is_judged(config, directory, held_out)):
             with refusing(OSError, say=f"--run-dir {directory} cannot be written: "):
@@ -128,7 +128,7 @@ def resolved(config: Config, record: Mapping[str, Any] | None) -> Config:
     return dataclasses.replace(image_sources.placed(config), loss_on=loss_on)
 
 
-def is_judged(config: Config, directory: Path, held_out: data.Images) -> bool:
+def is_judged(config: Config, directory: files.Path, held_out: data.Images) -> bool:
     """Tell whether there is a report of the last step and the main average; say what it has else.
 
     How it was judged may be another matter: `evaluate` decides that, and then it stays.
@@ -145,7 +145,7 @@ def is_judged(config: Config, directory: Path, held_out: data.Images) -> bool:
 def fit(
     config: Config,
     images: data.Images,
-    directory: Path,
+    directory: files.Path,
     running: Running,
     *,
     also: Mapping[str, Any] | None = None,
@@ -156,7 +156,7 @@ def fit(
     Its record also says `also`, by default what the data are.
     """
     model, record = build_model(config, images), to_record(config)
-    mode = running.mode(config.batch_size)
+    mode = running.mode(config.batch_size, directory)
     update = optimization.build_update(
         config,
         build_loss(config, model, images.num_levels),
@@ -169,7 +169,7 @@ def fit(
 
     running.agree(record)
     said = image_data.record(images, image_data.SPLIT) if also is None else also
-    said = {"running": running.record(), **said}
+    said = {"running": running.began(config.batch_size, mode), **said}
     state = training.fit(
         directory,
         lambda: update.init(model.init_params()),
@@ -265,7 +265,7 @@ def weaker_of(guiding: Guidance) -> Weaker | None:
     """Return the run that samples lean away from, None where they are to lean from none."""
     if guiding.weaker_run is None:
         return None
-    directory = Path(guiding.weaker_run)
+    directory = command.path_of(guiding.weaker_run, "--weaker-run")
     config, restored, params = restore(directory, option="--weaker-run")
     return Weaker(config, params, runs.read_record(directory) or {}, identity(restored))
 
@@ -288,7 +288,7 @@ def evaluate(
         exact: Also take the likelihood with the exact divergence, one tangent a pixel: slow.
         quiet: Show no progress.
     """
-    directory = Path(run_dir)
+    directory = command.path_of(run_dir)
     options.judge(judging)
     devices.start()
     config, restored, params = restore(directory, average)
@@ -338,8 +338,8 @@ def export(
         average: Which parameters.
         raw: Those of the last step, not an average.
     """
-    config, restored, params = restore(Path(run_dir), average)
-    path, images = Path(out), describe(config, Path(run_dir))
+    config, restored, params = restore(command.path_of(run_dir), average)
+    path, images = command.path_of(out, "--out"), describe(config, command.path_of(run_dir))
     with refusing(OSError, ValueError, say=f"--out {out} cannot be written: "):
         path.parent.mkdir(parents=True, exist_ok=True)
         record = to_record(config) | images.to_record() | {"step": restored.step}

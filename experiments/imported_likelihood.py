@@ -15,7 +15,6 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -73,7 +72,7 @@ def likelihood(
     """
     options.judge(protocol)
     options.check_counts(num=num, image_size=image_size)
-    path = Path(out)
+    path = command.path_of(out, "--out")
     if path.suffix != ".json":
         raise Refusal(f"--out must end in .json; got {out}.")
     devices.start()
@@ -114,10 +113,10 @@ def open_images(
     Raises:
         Refusal: naming the option.
     """
-    if Path(name).suffix == ".npz":
+    if command.path_of(name, "--images").suffix == ".npz":
         if image_size is not None:
             raise Refusal("--image-size is for a folder; the images of an .npz have their size.")
-        return _of_arrays(Path(name), num)
+        return _of_arrays(command.path_of(name, "--images"), num)
     try:
         side = min(own_size(loaded, image_size, image_size))
     except Refusal as refusal:
@@ -130,7 +129,7 @@ def open_images(
     return dataclasses.replace(found, num_examples=count, paths=paths), None
 
 
-def _of_arrays(path: Path, num: int | None) -> tuple[data.Images, list[str] | None]:
+def _of_arrays(path: files.Path, num: int | None) -> tuple[data.Images, list[str] | None]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             named = next((each for each in (IMAGES, PLAIN) if each in file.files), None)

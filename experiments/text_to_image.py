@@ -14,7 +14,6 @@ The weights are a pipeline in the layout of diffusers, or a single file beside `
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -29,7 +28,7 @@ from experiments.pretrained.conditioning import Asked, Guidance, Guided, conditi
 from experiments.pretrained.editing import Editing, edit
 from experiments.pretrained.generator import make_draw
 from experiments.pretrained.weights import image_size, num_channels, open_weights
-from jaxdiff import plotting
+from jaxdiff import files, plotting
 from jaxdiff.data.stored import fingerprint
 
 FILE_BYTES = 2**26
@@ -122,7 +121,7 @@ def text_to_image(
     )
 
 
-def save_picture(path: Path, images: np.ndarray) -> None:
+def save_picture(path: files.Path, images: np.ndarray) -> None:
     """Save one image as it is, and several side by side."""
     if len(images) == 1:
         plotting.save_image(path, images[0])

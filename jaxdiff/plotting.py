@@ -10,7 +10,6 @@ or `MPLBACKEND` has chosen is neither needed nor changed. Files are written whol
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,7 +65,7 @@ def magnify(image: np.ndarray, factor: int) -> np.ndarray:
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def save_image(path: Path, image: np.ndarray) -> None:
+def save_image(path: files.Path, image: np.ndarray) -> None:
     """Save one image (H, W, C) as a PNG, pixel by pixel."""
     with needed_by("jaxdiff.plotting"):
         from PIL import Image
@@ -75,12 +74,12 @@ def save_image(path: Path, image: np.ndarray) -> None:
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
 
 
-def save_sheet(path: Path, images: np.ndarray, *, num_columns: int = 8) -> None:
+def save_sheet(path: files.Path, images: np.ndarray, *, num_columns: int = 8) -> None:
     """Save images (N, H, W, C) as one PNG, magnified to be looked at."""
     save_image(path, magnify(tile(images, num_columns), max(1, 64 // images.shape[2])))
 
 
-def save_animation(path: Path, frames: np.ndarray, *, num_columns: int = 5) -> None:
+def save_animation(path: files.Path, frames: np.ndarray, *, num_columns: int = 5) -> None:
     """Save frames (T, N, H, W, C) as a GIF that pauses on its last frame."""
     with needed_by("jaxdiff.plotting"):
         from PIL import Image
@@ -91,7 +90,7 @@ def save_animation(path: Path, frames: np.ndarray, *, num_columns: int = 5) -> N
 
 
 def save_frames(
-    path: Path, draw: Callable[[Any, int], None], num_frames: int, *, ncols: int = 1
+    path: files.Path, draw: Callable[[Any, int], None], num_frames: int, *, ncols: int = 1
 ) -> None:
     """Save a figure that changes as a GIF that pauses on its last frame.
 
@@ -115,7 +114,7 @@ def save_frames(
     _save_frames(path, frames, 90)
 
 
-def _save_frames(path: Path, frames: Sequence[Any], milliseconds: int) -> None:
+def _save_frames(path: files.Path, frames: Sequence[Any], milliseconds: int) -> None:
     durations = [milliseconds] * (len(frames) - 1) + [1800]
     with files.whole(path) as file:
         frames[0].save(
@@ -161,7 +160,7 @@ def _import_matplotlib() -> None:
                     os.environ["MPLBACKEND"] = chosen
 
 
-def save(figure: Any, path: Path, *, dpi: int = 160) -> None:
+def save(figure: Any, path: files.Path, *, dpi: int = 160) -> None:
     """Save a figure as a PNG; the same picture is the same file.
 
     Raises:
@@ -173,7 +172,7 @@ def save(figure: Any, path: Path, *, dpi: int = 160) -> None:
 
 
 def save_by_class(
-    path: Path,
+    path: files.Path,
     real: np.ndarray,
     drawn: np.ndarray,
     names: Sequence[str],
@@ -211,7 +210,7 @@ def save_by_class(
 
 
 def save_strip(
-    path: Path, frames: np.ndarray, labels: Sequence[str], title: str, caption: str
+    path: files.Path, frames: np.ndarray, labels: Sequence[str], title: str, caption: str
 ) -> None:
     """Save a strip over time: one column a time, one row an image.
 
@@ -238,7 +237,7 @@ def save_strip(
 
 
 def save_curve(
-    path: Path, steps: Sequence[float], values: Sequence[float], *, title: str, ylabel: str
+    path: files.Path, steps: Sequence[float], values: Sequence[float], *, title: str, ylabel: str
 ) -> None:
     """Save a curve over training steps, with a running median.
 

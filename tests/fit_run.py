@@ -7,7 +7,6 @@ what goes wrong in this process alone: `fail`, or `seed` for another config.
 """
 
 import json
-import pathlib
 import sys
 from unittest import mock
 
@@ -15,6 +14,7 @@ from experiments import digits
 from experiments.common import command
 from experiments.common.devices import Running
 from experiments.images.model import Config, open_images
+from jaxdiff import files
 from jaxdiff.training import throughput
 
 
@@ -40,7 +40,7 @@ def main(folder, num_steps, checkpoint_every, running="{}", harm=""):
         images = open_images(config, "train")
         uncounted = mock.patch.object(throughput, "count_flops", return_value=None)
         with command.compiling_for("smoke"), uncounted:  # it traces the step once more
-            digits.fit(config, images, pathlib.Path(folder), running, progress=False)
+            digits.fit(config, images, files.to_path(folder), running, progress=False)
 
     return command.run("fit", train, [])
 

@@ -476,7 +476,7 @@ def test_an_unwritable_directory_is_a_clear_error(tmp_path, monkeypatch):
     [
         (lambda d: Checkpoints(d, keep_last=0), ValueError, "`keep_last` must be at least 1"),
         (lambda d: Checkpoints(d, keep_every=0), ValueError, "`keep_every` must be at least 1"),
-        (lambda d: Checkpoints("gs://bucket/run"), ValueError, "atomic rename"),
+        (lambda d: Checkpoints("ftp://bucket/run"), ValueError, "URL must be like gs://"),
         (lambda d: Checkpoints(d).save(-1, {}), ValueError, "`step` must be at least 0; got -1"),
         (lambda d: Checkpoints(d).save(1.5, {}), TypeError, "float"),
         (lambda d: Checkpoints(d).save(1, {}, {"a": object()}), TypeError, "object"),
@@ -530,7 +530,7 @@ class Killed(BaseException):
         (checksums, "flush", 0),  # sealed, not flushed
         (Path, "rename", 1),  # the damaged step 30 is aside, its successor not in place
         (step_folders, "flush", 0),  # in place, directory not flushed
-        (step_folders, "prune", 0),  # committed, not pruned
+        (step_folders.StepFolders, "prune", 0),  # committed, not pruned
         (Path, "rename", 2),  # about to put an old one under its deletion name
         (shutil, "rmtree", 2),  # the old one renamed, not emptied
         (os, "unlink", 1),  # halfway through emptying it

@@ -146,6 +146,32 @@ def test_a_run_moves_from_one_device_to_a_mesh_of_eight_to_pmap_on_four(tmp_path
     ]
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_with_half_its_devices_at_the_rows_that_it_began_with(tmp_path):
+    mesh = {"parallel": "mesh", "fsdp": 2}
+    fit(tmp_path, 20, devices=8, **mesh)
+    half = start(4, SCRIPT, tmp_path, 40, 20, json.dumps(mesh))
+    _, err = half.communicate(timeout=600)
+    assert half.returncode == 0, err
+    assert "in 2 parts, for 4 rows a device" in err
+    ended = fit(tmp_path, devices=8, **mesh)
+    states, metrics = unharmed()
+    assert distance(ended.state, states[STEPS]) < 1e-5
+    found = losses(runs.read_metrics(tmp_path / runs.METRICS))
+    assert found == pytest.approx(losses(metrics), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_in_one_at_the_rows_that_it_began_with(tmp_path):
+    finish(by_two(tmp_path, 30, MESH))
+    one = start(1, SCRIPT, tmp_path, STEPS, 20, "{}")
+    _, err = one.communicate(timeout=600)
+    assert one.returncode == 0, err
+    assert "in 8 parts, for 4 rows a device" in err
+    ended = Checkpoints(tmp_path / "checkpoints").restore()
+    assert distance(ended.state, unharmed()[0][STEPS]) < 1e-5
+
+
 PMAP, MESH = {"parallel": "pmap"}, {"parallel": "mesh", "fsdp": 8}
 
 

@@ -64,6 +64,16 @@ def take(iterator, count):
         iterator.close()
 
 
+def row_numbers(folder, split):
+    import tensorflow_datasets as tfds
+
+    return [int(record["row"]) for record in read_by_tfds(tfds, folder, "digits", split)]
+
+
+def read_by_tfds(tfds, folder, name, split):
+    return tfds.builder(name, data_dir=str(folder)).as_data_source(split)
+
+
 # --- digits -----------------------------------------------------------------------------------
 
 
@@ -72,7 +82,7 @@ def test_digits_are_those_of_scikit_learn_and_each_row_is_in_one_split(digits, c
 
     images, labels = load_digits(return_X_y=True)
     test = load_images("digits", "test", data_dir=cache)
-    rows = [[record["row"] for record in part.source] for part in (digits, test)]
+    rows = [row_numbers(cache, part) for part in ("train", "test")]
     assert (len(digits), len(test)) == (1500, 297)
     assert sorted(rows[0] + rows[1]) == list(range(1797))
     for part, part_rows in zip((digits, test), rows, strict=True):
@@ -90,8 +100,7 @@ def test_digits_describe_themselves(digits):
 
 
 def test_digits_split_never_changes(cache):
-    test = load_images("digits", "test[:8]", data_dir=cache)
-    assert [int(record["row"]) for record in test.source] == [3, 5, 8, 11, 15, 27, 29, 30]
+    assert row_numbers(cache, "test[:8]") == [3, 5, 8, 11, 15, 27, 29, 30]
 
 
 def test_digits_arrays_are_shared_and_refuse_writing(digits):
@@ -377,9 +386,12 @@ def test_images_describe_themselves_for_a_record():
         Images.from_arrays(levels, np.array([0, 1, 2]), num_classes=3, class_names=names)
 
 
-def test_remote_directory_for_digits_is_refused():
-    with pytest.raises(ValueError, match="local directory.*gs://bucket"):
-        load_images("digits", "train", data_dir="gs://bucket/data")
+@pytest.mark.parametrize("name", ["digits", "tiny:1.0.0"])
+def test_a_set_in_a_bucket_is_refused_with_the_command_that_copies_it(name):
+    said = r"`data_dir` must be a local directory; got gs://bucket/data.*\n.*experiments.mirror "
+    said += rf"--source gs://bucket/data/{name[:4]}"
+    with pytest.raises(NotPreparedError, match=said):
+        load_images(name, "train", data_dir="gs://bucket/data/")
 
 
 def test_a_missing_import_names_the_extra():

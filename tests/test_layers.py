@@ -14,7 +14,7 @@ from jaxdiff import data, generation, nn, plotting, training
 ROOT = pathlib.Path(__file__).parent.parent
 LAYER = {
     "extras": 0.0,
-    "files": 0.0,
+    "files": 0.05,
     "typing": 0.0,
     "rows": 0.1,
     "numerics": 0.2,

@@ -45,6 +45,9 @@ def test_a_second_writer_is_refused_at_once_and_a_lock_left_by_a_kill_stops_nobo
             with pytest.raises(folders.RunError, match=said), lock.writing(tmp_path / "run"):
                 pass
             assert time.monotonic() - began < 1
+        taken = lock.writing(tmp_path / "run", take_over=True)
+        with pytest.raises(folders.RunError, match="stop it, .*Nobody can take over a lock"), taken:
+            pass
         assert (tmp_path / "run" / lock.LOCK).read_bytes() == before
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -80,7 +83,11 @@ def test_where_files_cannot_be_locked_it_is_said_and_work_goes_on(tmp_path, monk
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("gs://bucket/run", "must be on a file system with an atomic rename; got gs://bucket/run"),
+        ("gs://", "cannot be used: a URL must be like gs://BUCKET/run or s3://BUCKET/run"),
+        ("ftp://bucket/run", "cannot be used: a URL must be like .*; got ftp://bucket/run"),
+        ("gs://bucket", "must be a folder in the bucket; got gs://bucket. Name one"),
+        ("gs://bucket/a/../run", "must not have a part that is '..'"),
+        ("s3://bucket/a[1]#/run", r"must have none of .* has '#' '\[' '\]'\. Rename"),
         ("gs:/bucket", "colon"),
         ("", "empty name"),
         ("file/run", "file is a file. Take another --run-dir"),

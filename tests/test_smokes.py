@@ -26,6 +26,7 @@ COMMANDS = [
     ("bench", "checkpoints", "--preset", "smoke", "--rounds", "1", "--steps", "5"),
     ("bench", "input", "--preset", "smoke", "--rounds", "1"),
     ("bench", "scaling", "--force-devices", "2", "--rounds", "1", "--fsdp"),
+    ("bench", "collectives", "--force-devices", "4", "--fsdp", "2", "--slices", "2"),
     ("bench", "samplers", "--rounds", "1", "--width", "32"),
 ]
 

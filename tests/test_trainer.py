@@ -1,5 +1,6 @@
 """The trainer of the library: a run from a folder to a state, of finished values."""
 
+import functools
 import itertools
 import json
 import signal
@@ -171,6 +172,75 @@ def test_a_step_that_is_not_finite_leaves_what_repeats_it(tmp_path):
     assert (found["step"], found["file"], found["key_data"]) == (5, "part 4", drawn)
     state = fit(tmp_path, update=update(skip_nonfinite=True), batches_from=broken_from)
     assert np.isfinite(state.params["w"])
+
+
+BAD = (2, 5, 6, 10, 12, 13)
+"""Steps that are not finite. Checkpoints come at 4, 8, 12 and 13; logged are 3, 6, 9, 12, 13."""
+
+
+def broken_from(step, ends=None):
+    for i in itertools.count(step):
+        if i + 1 == ends:
+            raise ConnectionError
+        yield {"x0": jnp.full(4, jnp.nan if i + 1 in BAD else 1.0)}
+
+
+def skipped(folder):
+    """The counts of the log, and of the newest checkpoint."""
+    lines = {line["step"]: line["skipped"] for line in run.read_metrics(folder / run.METRICS)}
+    checkpoints = Checkpoints(folder / run.CHECKPOINTS)
+    found = checkpoints.metrics(checkpoints.steps()[-1])
+    return lines, found["skipped"], found.get("skipped_in_a_row", 0)
+
+
+@pytest.mark.parametrize("ends", [(6,), (11,), (7, 9, 12)])
+def test_what_was_skipped_is_counted_over_all_of_a_run_whatever_interrupts_it(
+    tmp_path, capsys, ends
+):
+    skipping = update(skip_nonfinite=True)
+    fit(tmp_path / "whole", update=skipping, batches_from=broken_from)
+    assert skipped(tmp_path / "whole") == ({3: 1, 9: 3}, 6, 2)
+    assert capsys.readouterr().err.count("was skipped") == len(BAD)
+    for end in ends:  # the steps after a checkpoint are made again
+        cut = functools.partial(broken_from, ends=end)
+        with pytest.raises(ConnectionError):
+            fit(tmp_path / "cut", update=skipping, batches_from=cut)
+    fit(tmp_path / "cut", update=skipping, batches_from=broken_from)
+    assert skipped(tmp_path / "cut") == skipped(tmp_path / "whole")
+    fit(tmp_path / "cut", num_steps=16)  # no more are skipped; those that were are still said
+    assert skipped(tmp_path / "cut") == ({3: 1, 9: 3, 15: 6, 16: 6}, 6, 0)
+
+
+def test_several_steps_a_call_count_what_single_ones_do(tmp_path):
+    mode = mode_of_one_device()._replace(steps_per_call=3)
+    fit(tmp_path, update=update(skip_nonfinite=True), batches_from=broken_from, mode=mode)
+    assert skipped(tmp_path) == ({3: 1, 9: 3}, 6, 2)
+
+
+def test_a_run_that_skips_nothing_says_nothing_of_it(tmp_path):
+    fit(tmp_path, num_steps=4)
+    assert not any("skipped" in line for line in run.read_metrics(tmp_path / run.METRICS))
+    assert "skipped" not in Checkpoints(tmp_path / run.CHECKPOINTS).metrics(4)
+
+
+def test_too_many_skipped_in_a_row_stop_a_run_in_parts_where_they_stop_the_whole(tmp_path):
+    def broken_until(ends):
+        def batches(step):
+            for i in range(step, 200):
+                if i == ends:
+                    raise ConnectionError
+                yield {"x0": jnp.full(4, jnp.nan)}
+
+        return batches
+
+    def go_on(ends=None):
+        fit(tmp_path, 200, update=skipping, batches_from=broken_until(ends))
+
+    skipping = update(skip_nonfinite=True)
+    with pytest.raises(ConnectionError):
+        go_on(ends=70)
+    with pytest.raises(loop.NotFinite, match=f"Step {loop.MAX_SKIPPED} is not finite"):
+        go_on()
 
 
 def test_a_signal_saves_and_the_same_call_goes_on(tmp_path):

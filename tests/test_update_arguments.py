@@ -163,6 +163,10 @@ BAD_LOSSES = {
         lambda p, k, b: (b["x0"] @ p["w"], {"grad_norm": jnp.ones(8)}),
         "must not name a metric 'grad_norm'",
     ),
+    "the name of a count": (
+        lambda p, k, b: (b["x0"] @ p["w"], {"skipped": jnp.ones(8)}),
+        "must not name a metric 'skipped'",
+    ),
 }
 
 

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.ablations.fields import show
 from experiments.ablations.statistics import Cell, Table, best_of, mean_and_error
-from jaxdiff import plotting
+from jaxdiff import files, plotting
 
 COLORS = ("#2f6db5", "#c8553d", "#3f8f5f", "#8a63a8", "#b58a2f", "#4aa3a8", "#6b7480", "#b04a7a")
 """As many lines as one panel may have."""
@@ -17,7 +16,7 @@ FAINT = "#a9b8cb"
 SEEDS: dict[str, Any] = {"marker": ".", "linestyle": "", "markersize": 3, "color": plotting.INK}
 
 
-def draw(table: Table, directory: Path) -> list[str]:
+def draw(table: Table, directory: files.Path) -> list[str]:
     """Draw what there is to draw; return the files' names."""
     names = []
     for name in table.ablation.measures:
@@ -39,7 +38,7 @@ def cost_of(table: Table, cell: Cell) -> float | None:
     return table.costs[cell]["nfe" if len(calls) > 1 else "train_flops"]
 
 
-def _points(table: Table, name: str, directory: Path) -> str:
+def _points(table: Table, name: str, directory: files.Path) -> str:
     """One line a cell, in the order of the axes: mean, error, seeds.
 
     Points and not bars: where the axis leaves out 0 or is logarithmic, a bar's length says nothing.
@@ -84,7 +83,7 @@ def _points(table: Table, name: str, directory: Path) -> str:
     return f"{name}.png"
 
 
-def _by_calls(table: Table, name: str, directory: Path) -> str:
+def _by_calls(table: Table, name: str, directory: files.Path) -> str:
     """Quality by network calls: a color each value of one axis, a panel each of the others'."""
     colored, panels = _layout(table)
     fields = list(table.ablation.varied)
@@ -166,7 +165,7 @@ def _lines_of(shown: Sequence[Cell], keys: Sequence[Cell]) -> list[Any]:
     ]
 
 
-def _pareto(table: Table, name: str, directory: Path) -> str:
+def _pareto(table: Table, name: str, directory: files.Path) -> str:
     """All cells by cost, and the line of those that no other beats in both, by number."""
     higher = table.ablation.world.measures[name].higher_is_better
     cells = {}

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from experiments.common.tables import markdown
 from jaxdiff import files
 
 
-def write(directory: Path, record: Mapping[str, Any], ablation: Ablation) -> int:
+def write(directory: files.Path, record: Mapping[str, Any], ablation: Ablation) -> int:
     """Write all that is made of the groups that are done, the report last; return how many.
 
     Where another machine finishes a group meanwhile, all is made again, so that the last to write
@@ -35,7 +34,7 @@ def write(directory: Path, record: Mapping[str, Any], ablation: Ablation) -> int
 
 
 def _assemble(
-    directory: Path,
+    directory: files.Path,
     record: Mapping[str, Any],
     ablation: Ablation,
     done: Mapping[int, Result],
@@ -66,7 +65,7 @@ def _assemble(
     files.write_text(directory / REPORT, text)
 
 
-def is_finished(directory: Path, ablation: Ablation) -> bool:
+def is_finished(directory: files.Path, ablation: Ablation) -> bool:
     """Whether all groups are done and the report is made of them."""
     if not (directory / REPORT).exists():
         return False

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from experiments.ablations import store
@@ -10,6 +9,7 @@ from experiments.ablations.catalogue import MAKERS, find
 from experiments.ablations.definition import MAX_SEED, SEED, Ablation, record
 from experiments.ablations.fields import near, show
 from experiments.common.command import Refusal, refusing
+from jaxdiff import files
 
 
 def resolve(name: str, preset: str, seeds: int | None, seed: int | None) -> Ablation:
@@ -33,7 +33,7 @@ def resolve(name: str, preset: str, seeds: int | None, seed: int | None) -> Abla
     return ablation
 
 
-def reopen(directory: Path, definition: str | None) -> tuple[dict[str, Any], Ablation]:
+def reopen(directory: files.Path, definition: str | None) -> tuple[dict[str, Any], Ablation]:
     """Return what a folder is locked for, as a record and as an ablation of today's code.
 
     No module is imported because a folder names it: one of the catalogue is found by its name, any

@@ -18,7 +18,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from experiments.ablations.definition import SEED, Ablation, Group, groups, row_hash
@@ -40,7 +39,7 @@ class Corrupt(Refusal):
 # --- The lock -------------------------------------------------------------------------------
 
 
-def claim(directory: Path, record: Mapping[str, Any], ablation: Ablation) -> Ablation:
+def claim(directory: files.Path, record: Mapping[str, Any], ablation: Ablation) -> Ablation:
     """Lock a folder for an ablation, or find it locked for the same.
 
     Args:
@@ -60,7 +59,7 @@ def claim(directory: Path, record: Mapping[str, Any], ablation: Ablation) -> Abl
         there = as_there(directory, old, record, ablation)
         check_random(directory, old)
         return there
-    if directory.exists() and any(directory.glob("*.csv")):
+    if directory.exists() and any(path.suffix == ".csv" for path in directory.iterdir()):
         raise Refusal(f"{directory} holds results but no {LOCK}. Take another --run-dir.")
     record = {**record, RANDOM: random_numbers()}
     whole = {"hash": config_hash(record), **record}
@@ -72,7 +71,7 @@ def claim(directory: Path, record: Mapping[str, Any], ablation: Ablation) -> Abl
     return ablation
 
 
-def read_lock(directory: Path) -> dict[str, Any] | None:
+def read_lock(directory: files.Path) -> dict[str, Any] | None:
     """Return what a folder is locked for, without the hash; None where there is no lock.
 
     Raises:
@@ -100,7 +99,7 @@ def read_lock(directory: Path) -> dict[str, Any] | None:
     return record
 
 
-def require_lock(directory: Path) -> dict[str, Any]:
+def require_lock(directory: files.Path) -> dict[str, Any]:
     """Return what a folder is locked for.
 
     Raises:
@@ -113,7 +112,7 @@ def require_lock(directory: Path) -> dict[str, Any]:
 
 
 def as_there(
-    directory: Path, old: Mapping[str, Any], asked: Mapping[str, Any], ablation: Ablation
+    directory: files.Path, old: Mapping[str, Any], asked: Mapping[str, Any], ablation: Ablation
 ) -> Ablation:
     """Return an ablation as a folder that holds it has it.
 
@@ -138,7 +137,7 @@ def as_there(
     return dataclasses.replace(ablation, hashed=frozenset({SEED} | counted))
 
 
-def check_random(directory: Path, record: Mapping[str, Any]) -> None:
+def check_random(directory: files.Path, record: Mapping[str, Any]) -> None:
     """Refuse to add rows to a folder, or to compare some with it, if random numbers are others.
 
     Folders of before these were recorded are gone on with.
@@ -160,12 +159,12 @@ def check_random(directory: Path, record: Mapping[str, Any]) -> None:
 # --- Groups ---------------------------------------------------------------------------------
 
 
-def group_path(directory: Path, index: int) -> Path:
+def group_path(directory: files.Path, index: int) -> files.Path:
     """Return where the result of a group lies."""
     return directory / GROUPS / f"{index:03d}.json"
 
 
-def write_group(directory: Path, group: Group, result: Result) -> None:
+def write_group(directory: files.Path, group: Group, result: Result) -> None:
     """Store the result of a finished group with its checksum.
 
     Raises:
@@ -181,7 +180,7 @@ def write_group(directory: Path, group: Group, result: Result) -> None:
         ) from error
 
 
-def read_group(directory: Path, ablation: Ablation, group: Group) -> Result | None:
+def read_group(directory: files.Path, ablation: Ablation, group: Group) -> Result | None:
     """Return the result of a group, None where it is not done.
 
     Raises:
@@ -230,7 +229,7 @@ def _wrong(result: Any, ablation: Ablation, group: Group) -> str | None:
     return None
 
 
-def read_groups(directory: Path, ablation: Ablation) -> dict[int, Result]:
+def read_groups(directory: files.Path, ablation: Ablation) -> dict[int, Result]:
     """Return the results of the groups that are done, by index; other files are not looked at.
 
     Raises:

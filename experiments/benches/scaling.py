@@ -16,6 +16,17 @@ from jaxdiff import training
 from jaxdiff.training import parallel
 
 
+def devices_of(forced: int | None) -> list[jax.Device]:
+    """Return the devices, so many of this machine's CPU if asked; before anything else of JAX."""
+    if forced is not None:
+        flag = f"--xla_force_host_platform_device_count={forced}"
+        os.environ["XLA_FLAGS"] = f"{flag} {os.environ.get('XLA_FLAGS', '')}"
+    devices = jax.devices()
+    if forced is not None and len(devices) != forced:
+        raise Refusal(f"--force-devices needs the CPU alone; JAX sees {devices[0].device_kind}.")
+    return devices
+
+
 def scaling(
     preset: Preset = "smoke",
     seed: int = 0,
@@ -42,12 +53,7 @@ def scaling(
     options.check_counts(rounds=rounds, steps=steps, force_devices=force_devices)
     if fsdp and mode != "mesh":
         raise Refusal(f"--fsdp needs --mode mesh; got {mode}.")
-    if force_devices is not None:
-        flag = f"--xla_force_host_platform_device_count={force_devices}"
-        os.environ["XLA_FLAGS"] = f"{flag} {os.environ.get('XLA_FLAGS', '')}"
-    devices = jax.devices()
-    if force_devices is not None and len(devices) != force_devices:
-        raise Refusal(f"--force-devices needs the CPU alone; JAX sees {devices[0].device_kind}.")
+    devices = devices_of(force_devices)
     ours, key = digits(preset, seed), jax.random.key(seed)
     batch = next(ours.batches())
     counts = [count for count in (2**i for i in range(20)) if count <= len(devices)]
@@ -57,7 +63,8 @@ def scaling(
         if mode == "pmap":
             placing = parallel.mode_of_pmap(few)
         else:
-            grid = parallel.make_mesh(*((1, count) if fsdp else (count, 1)), devices=few)
+            shape = (1, count) if fsdp else (count, 1)
+            grid = parallel.make_mesh(*shape, devices=few, slices=1)
             placing = parallel.mode_of_mesh(grid, fsdp=fsdp)
         update = training.make_update(
             ours.loss_fn,

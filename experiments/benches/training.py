@@ -1,4 +1,4 @@
-"""One update of the digits model: against the bare one, with checkpoints, with its input."""
+"""One update of the digits model: against the bare one, and with checkpoints."""
 
 import contextlib
 import dataclasses
@@ -10,10 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from experiments.benches.timing import compare, time_in_turn
+from experiments.benches.timing import compare
 from experiments.common import options
 from experiments.common.optimization import build_optimizer
 from experiments.images.model import (
@@ -135,7 +134,13 @@ def train_step(preset: Preset = "full", seed: int = 0, rounds: int = 15, steps: 
     compare({"jaxdiff": run_ours().__next__, "bare": run_bare().__next__}, rounds, steps)
 
 
-def checkpoints(preset: Preset = "full", seed: int = 0, rounds: int = 5, steps: int = 100) -> None:
+def checkpoints(
+    preset: Preset = "full",
+    seed: int = 0,
+    rounds: int = 5,
+    steps: int = 100,
+    folder: str | None = None,
+) -> None:
     """Time updates during which a checkpoint is written against the same number without.
 
     Args:
@@ -143,6 +148,7 @@ def checkpoints(preset: Preset = "full", seed: int = 0, rounds: int = 5, steps: 
         seed: Of parameters and noise.
         rounds: How many pairs are timed.
         steps: Updates between checkpoints.
+        folder: Where they are saved, a path or a URL; a temporary folder by default.
     """
     options.check_counts(rounds=rounds, steps=steps)
     ours = digits(preset, seed)
@@ -162,48 +168,8 @@ def checkpoints(preset: Preset = "full", seed: int = 0, rounds: int = 5, steps: 
             yield
 
     with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.closing(Checkpoints(folder)) as saved,
+        tempfile.TemporaryDirectory() as temporary,
+        contextlib.closing(Checkpoints(folder or temporary)) as saved,
     ):
         sides = {"saving": run(saved).__next__, "bare": run(None).__next__}
         compare(sides, rounds, steps)
-
-
-def input_pipeline(
-    preset: Preset = "full",
-    seed: int = 0,
-    rounds: int = 15,
-    steps: int = 5,
-    data_set: str = "digits",
-    data_dir: str | None = None,
-) -> None:
-    """Time updates fed by the pipeline against updates of one batch that is there already.
-
-    Args:
-        preset: Of the digits experiment.
-        seed: Of parameters and noise.
-        rounds: How many pairs are timed.
-        steps: How many updates one timing holds.
-        data_set: As `--data` of the digits experiment.
-        data_dir: Where it lies.
-    """
-    options.check_counts(rounds=rounds, steps=steps)
-    ours = digits(preset, seed, data=data_set, data_dir=data_dir)
-    key, mode, batches = jax.random.key(seed), parallel.mode_of_one_device(), ours.batches()
-    step = mode.compile(ours.update, donate=True)
-    there = mode.place_batch(next(batches))
-    state = {"fed": ours.start(), "bare": ours.start()}
-
-    def run(side: str) -> None:
-        for _ in range(steps):
-            batch = mode.place_batch(next(batches)) if side == "fed" else there
-            state[side], _ = step(state[side], key, batch)
-        jax.block_until_ready(state[side])
-
-    def pipeline_alone() -> None:
-        for _ in range(steps):
-            jax.block_until_ready(mode.place_batch(next(batches)))
-
-    alone = np.median(time_in_turn({"pipeline": pipeline_alone}, rounds)["pipeline"]) / steps
-    print(f"pipeline alone: {ours.config.batch_size / alone:,.0f} examples a second")
-    compare({side: functools.partial(run, side) for side in ("fed", "bare")}, rounds, steps)

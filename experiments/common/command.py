@@ -2,16 +2,18 @@
 
 import atexit
 import contextlib
+import functools
+import inspect
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import jax
 
+from jaxdiff import files
 from jaxdiff.data import NotPreparedError, UnreadableError
 from jaxdiff.training import distributed, folders, lock, signals
 from jaxdiff.training import run as runs
@@ -20,11 +22,17 @@ from jaxdiff.training.loop import STOPPED_EXIT_CODE, NotFinite, Stopped
 from jaxdiff.training.run import RunError
 
 REPORT = "report.md"
-PRESET = "preset"
-"""What config.json calls the preset that a run was begun with."""
+EXPERIMENT, PRESET = "experiment", "preset"
+"""What config.json calls the command and the preset that a run was begun with."""
 DATA_ERRORS = (NotPreparedError, UnreadableError)
 
 ConfigT = TypeVar("ConfigT")
+CommandT = TypeVar("CommandT", bound=Callable[..., None])
+
+
+def begun_by(experiment: str, preset: str) -> dict[str, str]:
+    """Return what the record of a run says of the command line that began it."""
+    return {EXPERIMENT: experiment, PRESET: preset}
 
 
 class Refusal(Exception):
@@ -44,16 +52,54 @@ _claims = contextlib.ExitStack()
 """The run directories that this program writes, until its command ends."""
 atexit.register(lambda: _claims.close())
 
+_taking_over = False
+_TAKE_OVER = (
+    "Of a folder in a store that another process writes, or is said to until its lease ends: go on "
+    "at once. That process, if it lives, stops before it writes again."
+)
 
-def claim(run_dir: str) -> Path:
+
+def path_of(text: str | files.Path, option: str = "--run-dir") -> files.Path:
+    """Return the path or the URL that an option gives; refuse one of no store that can be read."""
+    with refusing(ValueError, ImportError, say=f"{option} cannot be used: "):
+        return files.to_path(text)
+
+
+def claim(run_dir: str) -> files.Path:
     """Return the folder of a run that a command is to write, as the only process until it ends.
 
     To be called before anything costly, but after `Devices.start`.
     """
-    return _claims.enter_context(lock.writing(run_dir))
+    return _claims.enter_context(lock.writing(run_dir, take_over=_taking_over))
 
 
-def existing(run_dir: str | Path, option: str = "--run-dir", remedy: str = "") -> Path:
+def writes(command: CommandT) -> CommandT:
+    """Give a command that claims its run directory the option `--take-over`."""
+    import tyro
+
+    kind = Annotated[bool, tyro.conf.arg(help=_TAKE_OVER)]
+    option = inspect.Parameter(
+        "take_over", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind
+    )
+    signature = inspect.signature(command)
+
+    @functools.wraps(command)
+    def writing(*args: Any, take_over: bool = False, **options: Any) -> None:
+        global _taking_over
+        before, _taking_over = _taking_over, take_over
+        try:
+            command(*args, **options)
+        finally:
+            _taking_over = before
+
+    said: Any = writing
+    said.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])
+    del said.__wrapped__  # where tyro would look for what it says of the option
+    said.__annotations__ = {**command.__annotations__, option.name: kind}
+    return said
+
+
+def existing(run_dir: str | files.Path, option: str = "--run-dir", remedy: str = "") -> files.Path:
     """Return the folder of a run that a command is to read, or refuse where there is none."""
     return folders.existing_run(run_dir, option, remedy)
 
@@ -64,7 +110,7 @@ def check_seed(seed: int, option: str = "--seed") -> None:
         raise Refusal(f"{option} must lie in 0..{2**32 - 1}; got {seed}.")
 
 
-def open_run(run_dir: str, config: Mapping[str, Any]) -> Path | None:
+def open_run(run_dir: str, config: Mapping[str, Any]) -> files.Path | None:
     """Claim a folder for what a config says; return it, or None where that is done already.
 
     The report is what a command writes last, so a folder that holds it is finished. A folder of
@@ -117,8 +163,8 @@ def defaults_of(
     name, first = word_of(argv, "preset"), next(iter(presets))
     run_dir = word_of(argv, "run-dir")
     if name is None and run_dir:
-        with contextlib.suppress(RunError, Refusal, TypeError, ValueError):
-            record = runs.read_record(Path(run_dir, within))
+        with contextlib.suppress(RunError, Refusal, TypeError, ValueError, ImportError):
+            record = runs.read_record(files.to_path(run_dir) / within)
             if record is not None:
                 begun = record.get(PRESET)
                 return asked_again(record["config"]), begun if begun in presets else first

@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
+from experiments.common import options
 from experiments.common.command import Refusal, refusing
 from jaxdiff import training
 from jaxdiff.training import distributed
+from jaxdiff.training import run as runs
 from jaxdiff.training.parallel import (
     Mode,
     make_mesh,
@@ -17,6 +21,9 @@ from jaxdiff.training.parallel import (
     mode_of_one_device,
     mode_of_pmap,
 )
+
+ROWS = "rows_per_device"
+"""What config.json calls the rows of a batch that a device took at a time at the first start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +68,12 @@ class Running(Devices):
 
     fsdp: int = 1
     """Devices that a state is split over; with mesh. 2 of 8 devices are a 4 x 2 mesh."""
-    accumulate: int = 1
-    """Parts that the gradient of a batch is taken in, one after the other, to save memory."""
+    slices: int | None = None
+    """Equal slices that a mesh takes the devices to be of, in their order, which the state is not
+    split across; by default those of TPUs and GPUs that JAX finds. 1 splits it across all."""
+    accumulate: int | None = None
+    """Parts that the gradient of a batch is taken in, one after the other, to save memory; by
+    default 1 or, where a run began on more devices, as many as keep its rows a device."""
     steps_per_call: int = 1
     """Updates in one dispatch: for accelerators; on a CPU a scanned convolution is slow."""
     nonfinite: Literal["stop", "skip"] = "stop"
@@ -80,7 +91,7 @@ class Running(Devices):
 
     def start(self) -> None:
         """Check the options; join the other processes; before anything else of JAX."""
-        for name in ("fsdp", "accumulate", "steps_per_call", "keep_every"):
+        for name in ("fsdp", "slices", "accumulate", "steps_per_call", "keep_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise Refusal(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
@@ -90,21 +101,39 @@ class Running(Devices):
             raise Refusal(f"--profile-steps must be at least 0; got {self.profile_steps}.")
         if self.fsdp > 1 and self.parallel != "mesh":
             raise Refusal(f"--fsdp {self.fsdp} needs --parallel mesh; got {self.parallel}.")
+        if self.slices is not None and self.parallel != "mesh":
+            raise Refusal(f"--slices {self.slices} needs --parallel mesh; got {self.parallel}.")
         if self.distributed and self.parallel == "jit":
             raise Refusal("--distributed needs --parallel pmap or mesh; jit uses one device.")
         super().start()
 
-    def mode(self, batch_size: int) -> Mode:
-        """Return the parallel mode of batches of a size, or refuse."""
-        mode = self._mode()._replace(accumulate=self.accumulate, steps_per_call=self.steps_per_call)
-        parts = mode.num_shards * self.accumulate
+    def mode(self, batch_size: int, directory: Path | None = None) -> Mode:
+        """Return the parallel mode of batches of a size, or refuse.
+
+        Args:
+            batch_size: of the global batch.
+            directory: of the run. Where more devices began it and nothing is said of parts, the
+                batch is taken in as few as keep the rows of a device as few as they were.
+        """
+        mode = self._mode()._replace(steps_per_call=self.steps_per_call)
+        parts = mode.num_shards * (self.accumulate or 1)
         if batch_size % parts:
-            shares = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
+            shares = f" in {self.accumulate} parts" if (self.accumulate or 1) > 1 else ""
             raise Refusal(
                 f"--batch-size must be a multiple of {parts}, for {mode.num_shards} devices"
-                f"{shares}; got {batch_size}."
+                f"{shares}; got {batch_size}.{sharing(batch_size, mode.num_shards)}"
             )
-        return mode
+        if self.accumulate is not None:
+            return mode._replace(accumulate=self.accumulate)
+        rows, before = batch_size // mode.num_shards, _rows_before(directory)
+        accumulate = parts_for(rows, before)
+        if accumulate > 1 and distributed.is_main():
+            print(
+                f"The batch is taken in {accumulate} parts, for {rows // accumulate} rows a device "
+                f"at a time: the run began with {before}. --accumulate 1 takes all {rows} at once.",
+                file=sys.stderr,
+            )
+        return mode._replace(accumulate=accumulate)
 
     def _mode(self) -> Mode:
         if self.parallel == "jit":
@@ -114,7 +143,8 @@ class Running(Devices):
         count = jax.device_count()
         if count % self.fsdp:
             raise Refusal(f"--fsdp must divide the {count} devices; got {self.fsdp}.")
-        mesh = make_mesh(count // self.fsdp, self.fsdp)
+        with options.naming(("fsdp", "slices")):
+            mesh = make_mesh(count // self.fsdp, self.fsdp, slices=self.slices)
         return mode_of_mesh(mesh, fsdp=self.fsdp > 1)
 
     def keep(self) -> training.Keep:
@@ -148,3 +178,39 @@ class Running(Devices):
     def record(self) -> dict[str, Any]:
         """Return what JSON can hold."""
         return dataclasses.asdict(self)
+
+    def began(self, batch_size: int, mode: Mode) -> dict[str, Any]:
+        """Return what the record of a run says of its first start, that of `mode`.
+
+        It has the rows of a batch that a device takes at a time, for starts on fewer devices.
+        """
+        parts = mode.num_shards * (mode.accumulate or 1)
+        return {**self.record(), ROWS: batch_size // parts}
+
+
+def parts_for(rows: int, most: int | None) -> int:
+    """Return the fewest equal parts of the rows of a device that have at most so many each.
+
+    Args:
+        rows: of a device, in a batch.
+        most: None for any number.
+    """
+    fitting = (n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= (most or rows))
+    return next(fitting)
+
+
+def sharing(batch_size: int, count: int) -> str:
+    """Say which numbers of devices next to `count` share a batch equally."""
+    fewer = next(n for n in range(count, 0, -1) if batch_size % n == 0)
+    more = next((n for n in range(count, batch_size + 1) if batch_size % n == 0), fewer)
+    if count in (fewer, more):
+        return ""
+    return f" {f'{fewer} or {more}' if more != fewer else fewer} devices would share it."
+
+
+def _rows_before(directory: Path | None) -> int | None:
+    """Return how many rows a device took when a run began; None where no record says it."""
+    record = None if directory is None else runs.read_record(directory)
+    running = (record or {}).get("running")
+    rows = running.get(ROWS) if isinstance(running, dict) else None
+    return rows if isinstance(rows, int) and rows > 0 else None

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from experiments.common.command import REPORT
@@ -17,13 +16,13 @@ JUDGED = "judged.json"
 """The step, the average and the settings that the report and the figures are of."""
 
 
-def begin(directory: Path) -> None:
+def begin(directory: files.Path) -> None:
     """Say of the report there no more what it is of: its figures are about to change."""
     (directory / JUDGED).unlink(missing_ok=True)
 
 
 def write(
-    directory: Path, judged: Mapping[str, Any], results: Mapping[str, Any], report: str
+    directory: files.Path, judged: Mapping[str, Any], results: Mapping[str, Any], report: str
 ) -> None:
     """Write report.md, evaluation.json and, last, judged.json: a crash between them shows.
 
@@ -39,7 +38,7 @@ def write(
     files.write_text(directory / JUDGED, json.dumps(judged, indent=2) + "\n")
 
 
-def write_numbers(directory: Path, results: Mapping[str, Any]) -> None:
+def write_numbers(directory: files.Path, results: Mapping[str, Any]) -> None:
     """Write evaluation.json alone.
 
     Args:
@@ -49,7 +48,7 @@ def write_numbers(directory: Path, results: Mapping[str, Any]) -> None:
     files.write_text(directory / EVALUATION, json.dumps(finite(results), indent=2) + "\n")
 
 
-def numbers(directory: Path) -> dict[str, Any]:
+def numbers(directory: files.Path) -> dict[str, Any]:
     """Return what evaluation.json says; nothing where there is none that can be read."""
     try:
         found = json.loads((directory / EVALUATION).read_bytes())
@@ -58,7 +57,7 @@ def numbers(directory: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def draw_loss(directory: Path, run: Path, *, title: str, ylabel: str) -> None:
+def draw_loss(directory: files.Path, run: files.Path, *, title: str, ylabel: str) -> None:
     """Draw the losses that a run logged: loss.png.
 
     Args:
@@ -77,7 +76,7 @@ def draw_loss(directory: Path, run: Path, *, title: str, ylabel: str) -> None:
     )
 
 
-def outdate(directory: Path) -> None:
+def outdate(directory: files.Path) -> None:
     """Remove the report of a run that is to go on: it is that of fewer steps."""
     (directory / REPORT).unlink(missing_ok=True)
 
@@ -91,7 +90,7 @@ def finite(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read(directory: Path) -> dict[str, Any]:
+def read(directory: files.Path) -> dict[str, Any]:
     """Return what the report there is of; nothing where there is no whole one.
 
     Runs of before say it in evaluation.json, and the oldest ones do not: their report is of the
@@ -114,13 +113,13 @@ def read(directory: Path) -> dict[str, Any]:
     return {}
 
 
-def is_judged(directory: Path, step: int) -> bool:
+def is_judged(directory: files.Path, step: int) -> bool:
     """Tell whether the report of a run is that of a step and of its main average."""
     found = read(directory)
     return bool(found) and (found.get("step", step), found["average"]) == (step, MAIN)
 
 
-def differing(directory: Path, settings: Mapping[str, Any]) -> list[str]:
+def differing(directory: files.Path, settings: Mapping[str, Any]) -> list[str]:
     """Say how the report there was judged otherwise, a phrase a setting; of before, none is known.
 
     Args:

@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxdiff import files
@@ -11,7 +10,7 @@ from jaxdiff import files
 Row = Mapping[str, Any]
 
 
-def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
+def write_csv(path: files.Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
     """Write rows, numbers to six digits and what a row lacks left empty; whole or not at all."""
     files.write_text(path, csv_text(rows, columns))
 

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -35,7 +34,7 @@ from experiments.families.measures import (
 )
 from experiments.families.models import MAKERS
 from experiments.families.networks import Family, describe
-from jaxdiff import data, training
+from jaxdiff import data, files, training
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 from jaxdiff.typing import Batch, Key, PyTree
@@ -70,7 +69,7 @@ TIMINGS = ("family", "train_seconds", "sample_seconds_per_1000")
 # --- Training -------------------------------------------------------------------------------
 
 
-def train(directory: Path, config: Config, family: Family, images: data.Images) -> PyTree:
+def train(directory: files.Path, config: Config, family: Family, images: data.Images) -> PyTree:
     """Train what is left of a family; return the averaged parameters."""
     state = training.fit(
         directory,
@@ -131,7 +130,7 @@ def fit_mixture(config: Config, digits: Digits) -> Outcome:
 
 
 def fit_network(
-    directory: Path, config: Config, family: Family, digits: Digits, key: Key
+    directory: files.Path, config: Config, family: Family, digits: Digits, key: Key
 ) -> Outcome:
     """Train a family with networks, and judge it."""
     key_likelihood, key_draw = jax.random.split(key)
@@ -171,6 +170,7 @@ def seconds(training: float, sampling: float, config: Config) -> Row:
 # --- Command --------------------------------------------------------------------------------
 
 
+@command.writes
 def families(run_dir: str, preset: Literal["full", "smoke"] = "full", seed: int = 0) -> None:
     """Train the families on the digits, judge them by the same measures and draw them.
 

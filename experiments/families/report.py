@@ -1,7 +1,6 @@
 """Tables and figures of the comparison of families."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ NUM_COLUMNS = 18
 
 def write(
     config: Config,
-    directory: Path,
+    directory: files.Path,
     rows: Sequence[Row],
     timings: Sequence[Row],
     drawn: Mapping[str, np.ndarray],
@@ -68,7 +67,7 @@ def write(
 # --- Figures --------------------------------------------------------------------------------
 
 
-def draw_samples(path: Path, drawn: Mapping[str, np.ndarray], images: Images) -> None:
+def draw_samples(path: files.Path, drawn: Mapping[str, np.ndarray], images: Images) -> None:
     """Draw the first images of each family, a row each."""
     count = min(NUM_COLUMNS, *(len(levels) for levels in drawn.values()))
     levels = np.concatenate([levels[:count] for levels in drawn.values()])
@@ -84,7 +83,7 @@ def draw_samples(path: Path, drawn: Mapping[str, np.ndarray], images: Images) ->
     plotting.save(figure, path)
 
 
-def draw_likelihood(path: Path, rows: Sequence[Row]) -> None:
+def draw_likelihood(path: files.Path, rows: Sequence[Row]) -> None:
     """Draw bits per dimension as bars, exact values filled and bounds hatched."""
     bars: list[tuple[str, float | None, float, str, bool]] = []
     for row in rows[:-1]:
@@ -122,7 +121,7 @@ def draw_likelihood(path: Path, rows: Sequence[Row]) -> None:
     plotting.save(figure, path)
 
 
-def draw_quality(path: Path, rows: Sequence[Row]) -> None:
+def draw_quality(path: files.Path, rows: Sequence[Row]) -> None:
     """Draw precision against recall, and Frechet distances as bars."""
     figure, (left, right) = plotting.new_figure(10.6, 4.4, ncols=2)
     for row in rows:
@@ -161,7 +160,7 @@ def draw_quality(path: Path, rows: Sequence[Row]) -> None:
 
 def report(
     config: Config,
-    directory: Path,
+    directory: files.Path,
     rows: Sequence[Row],
     timings: Sequence[Row],
     images: Images,

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from experiments.images import data as image_data
 from experiments.images.generator import make_generator
 from experiments.images.judging import Judged, judge, make_bits_of, num_examples, say
 from experiments.images.model import Config, Recipe, brightness, build_model, pixels
-from jaxdiff import data, forward, plotting, timesteps
+from jaxdiff import data, files, forward, plotting, timesteps
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 from jaxdiff.typing import Array, Key, PyTree
@@ -36,7 +35,7 @@ TIMED_NUMBERS = 2**21
 def write(
     config: Config,
     params: PyTree,
-    directory: Path,
+    directory: files.Path,
     train: data.Images,
     test: data.Images,
     *,
@@ -100,7 +99,7 @@ def settings(config: Config, test: data.Images) -> dict[str, Any]:
     }
 
 
-def _median_rate(directory: Path) -> float:
+def _median_rate(directory: files.Path) -> float:
     rates = [
         line["steps_per_second"]
         for line in runs.read_metrics(directory / runs.METRICS)
@@ -118,7 +117,7 @@ def draw(
     params: PyTree,
     key: Key,
     test: data.Images,
-    directory: Path,
+    directory: files.Path,
     *,
     devices: Sequence[jax.Device] | None = None,
 ) -> float:
@@ -206,7 +205,7 @@ def _by_class(images: data.Images, classes: np.ndarray) -> np.ndarray:
 
 
 def _draw_noising(
-    model: Recipe, key: Key, test: data.Images, classes: np.ndarray, directory: Path
+    model: Recipe, key: Key, test: data.Images, classes: np.ndarray, directory: files.Path
 ) -> None:
     """Draw q(x_t | x_0) of one image a class, the same noise at every time."""
     levels, labels = image_data.scan(test)
@@ -238,7 +237,7 @@ def _report(
     of: Mapping[str, Any],
     results: Mapping[str, float],
     judged: Judged,
-    directory: Path,
+    directory: files.Path,
     train: data.Images,
     test: data.Images,
 ) -> str:

@@ -8,12 +8,12 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from experiments.common import command
 from experiments.common.command import Refusal, refusing
 from jaxdiff import checks, files, plotting
 from jaxdiff.training import distributed
@@ -34,7 +34,7 @@ class Out(NamedTuple):
         one_file: whether it is a PNG.
     """
 
-    path: Path
+    path: files.Path
     one_file: bool
 
     @classmethod
@@ -44,7 +44,7 @@ class Out(NamedTuple):
         Raises:
             Refusal: if it is neither.
         """
-        path = Path(out)
+        path = command.path_of(out, "--out")
         one_file = path.suffix.lower() == ".png"
         if path.suffix and not one_file:
             raise Refusal(f"--out must end in .png, or be a folder without an ending; got {out}.")
@@ -62,7 +62,7 @@ class Out(NamedTuple):
         *,
         progress: bool,
         per_file: int | None = None,
-        save: Callable[[Path, np.ndarray], None] = plotting.save_sheet,
+        save: Callable[[files.Path, np.ndarray], None] = plotting.save_sheet,
     ) -> None:
         """Draw the images and write them; for the arguments see :func:`write`.
 
@@ -88,7 +88,7 @@ class Out(NamedTuple):
 
 
 def write(
-    directory: Path,
+    directory: files.Path,
     record: Mapping[str, Any],
     draw: Callable[[int, int], np.ndarray],
     labels: np.ndarray,
@@ -128,10 +128,12 @@ def write(
     for first, last in tqdm(missing, unit="file", disable=not show):
         arrays = {IMAGES: draw(first, last), "labels": labels[first:last]}
         files.write_arrays(directory / _name(first, last), arrays)
-    for first, last in mine:
-        for path in directory.glob(f"{first:08d}-*.npz"):  # of a smaller number
-            if path.name != _name(first, last):
-                path.unlink()
+    wanted = {f"{first:08d}": _name(first, last) for first, last in mine}
+    found: list[Any] = list(directory.iterdir()) if mine else []
+    for path in found:
+        start, dash, _ = path.name.partition("-")
+        if dash and path.suffix == ".npz" and wanted.get(start, path.name) != path.name:
+            path.unlink()  # of a smaller number
     if distributed.is_main():
         count = sum(last - first for first, last in mine)
         which = "" if len(mine) == len(ranges) else f" of this process, of {len(labels)} in all"
@@ -141,7 +143,7 @@ def write(
         )
 
 
-def read(directory: Path) -> tuple[np.ndarray, np.ndarray]:
+def read(directory: files.Path) -> tuple[np.ndarray, np.ndarray]:
     """Return all images and labels that a folder's record names, in their order."""
     record, images, labels = _read_record(directory / RECORD), [], []
     for each in _ranges(record, record["num"]):
@@ -174,8 +176,8 @@ _DAMAGE = (
 """What NumPy and zipfile raise where a file is damaged, or is of another kind."""
 
 
-def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(path, allow_pickle=False) as part:
+def _arrays(path: files.Path) -> tuple[np.ndarray, np.ndarray]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
         # `images` in files of earlier versions
         images, labels = part[IMAGES if IMAGES in part.files else "images"], part["labels"]
     if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
@@ -186,7 +188,7 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def _is_whole(path: Path, labels: np.ndarray, shape: Sequence[int]) -> bool:
+def _is_whole(path: files.Path, labels: np.ndarray, shape: Sequence[int]) -> bool:
     try:
         images, found = _arrays(path)
     except _DAMAGE:
@@ -194,7 +196,7 @@ def _is_whole(path: Path, labels: np.ndarray, shape: Sequence[int]) -> bool:
     return images.shape[1:] == tuple(shape) and np.array_equal(found, labels)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_record(path: files.Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         sizes = {name: checks.count(name, record[name]) for name in (IN_A_FILE,) if name in record}
@@ -207,7 +209,7 @@ def _name(first: int, last: int) -> str:
     return f"{first:08d}-{last:08d}.npz"
 
 
-def _claim(directory: Path, record: Mapping[str, Any]) -> None:
+def _claim(directory: files.Path, record: Mapping[str, Any]) -> None:
     """Say in the folder what it is of, or refuse; all processes ask together."""
     record = {**record, RANDOM: runs.random_numbers()}
     problem = _problem(directory, record) if distributed.is_main() else None
@@ -218,7 +220,7 @@ def _claim(directory: Path, record: Mapping[str, Any]) -> None:
         files.write_text(directory / RECORD, json.dumps(record, indent=2) + "\n")
 
 
-def _problem(directory: Path, record: Mapping[str, Any]) -> str | None:
+def _problem(directory: files.Path, record: Mapping[str, Any]) -> str | None:
     path = directory / RECORD
     if not path.exists():
         if directory.exists() and (

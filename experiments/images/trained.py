@@ -7,7 +7,6 @@ denoise = run.model.denoiser(run.params, labels)
 """
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 from experiments.common import command
@@ -15,7 +14,7 @@ from experiments.common.averages import NO_CHOICE, Average
 from experiments.common.command import Refusal
 from experiments.images import data as image_data
 from experiments.images.model import Config, Recipe, build_model, from_record
-from jaxdiff import data
+from jaxdiff import data, files
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Restored
 from jaxdiff.training.trainer import open_checkpoints
@@ -52,19 +51,19 @@ def load(directory: str | os.PathLike[str], average: Average = NO_CHOICE) -> Tra
         RunError: if its record cannot be read.
         CheckpointError: if no checkpoint is sound.
     """
-    folder = Path(directory)
+    folder = files.to_path(directory)
     config, restored, params = restore(folder, average)
     description = describe(config, folder)
     return Trained(build_model(config, description), params, config, description, restored.step)
 
 
-def describe(config: Config, directory: Path) -> data.Description:
+def describe(config: Config, directory: files.Path) -> data.Description:
     """Return what the images of a run are, by its record where that says it."""
     return image_data.describe(config, runs.read_record(directory) or {})
 
 
 def restore(
-    directory: Path, average: Average = NO_CHOICE, option: str = "--run-dir"
+    directory: files.Path, average: Average = NO_CHOICE, option: str = "--run-dir"
 ) -> tuple[Config, Restored, PyTree]:
     """Return the config, the newest sound checkpoint and an average of a run, or refuse."""
     remedy = f" Train one first:\n  python -m experiments.digits train --run-dir {directory}"

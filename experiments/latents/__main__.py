@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,6 +40,7 @@ from jaxdiff.training import run as runs
 NO_ENCODING = Encoding()
 
 
+@command.writes
 def autoencoder(
     run_dir: str,
     config: tyro.conf.OmitArgPrefixes[autoencoders.Config],
@@ -86,7 +86,7 @@ def _autoencoder(
                 skip_nonfinite=running.nonfinite == "skip",
             ),
             running,
-            also={"shape": list(shape), command.PRESET: preset},
+            also={"shape": list(shape), **command.begun_by("latents", preset)},
             progress=not quiet,
         )
         params = distributed.gather(autoencoders.averaged(config, state))
@@ -128,7 +128,7 @@ def _encode(run_dir: str, asked: Encoding, devices: Devices, quiet: bool) -> Non
     options.judge(asked)
     config, built, params = drawing.read_autoencoder(run_dir)
     autoencoders.check_finished(run_dir)
-    folder = Path(run_dir) / encoding.FOLDER
+    folder = command.path_of(run_dir) / encoding.FOLDER
     encoding.write(
         folder,
         built,
@@ -144,6 +144,7 @@ def _encode(run_dir: str, asked: Encoding, devices: Devices, quiet: bool) -> Non
         print(f"Latents: {folder}")
 
 
+@command.writes
 def train(
     run_dir: str,
     config: tyro.conf.OmitArgPrefixes[denoisers_stage.Config],
@@ -172,14 +173,14 @@ def train(
     directory = command.claim(str(stage.at(run_dir)))
     config = stage.reconcile(directory, config)
     home = (
-        str(Path(latents_of).absolute())
+        str(command.path_of(latents_of, "--latents-of").absolute())
         if latents_of
         else stage.recorded(run_dir).get("latents_of")
     )
     if home is None:
         make_missing(run_dir, running, preset, quiet)
     coded = drawing.read_coded(home or run_dir)
-    said = {**encoding.said(coded.store), "latents_of": home, command.PRESET: preset}
+    said = {**encoding.said(coded.store), "latents_of": home, **command.begun_by("latents", preset)}
     record = stage.recorded(run_dir)
     if record:
         encoding.check_trained_on(coded.store, record, directory)
@@ -204,10 +205,12 @@ def train(
         )
         if evaluate and jax.process_count() == 1:
             trained = drawing.read(run_dir)
-            if not evaluations.is_judged(Path(run_dir), config.num_steps):
+            if not evaluations.is_judged(command.path_of(run_dir), config.num_steps):
                 judging = evaluating.PRESETS[preset]
-                evaluating.write(trained, Path(run_dir), judging, running, progress=not quiet)
-            print(f"Report: {Path(run_dir) / command.REPORT}")
+                evaluating.write(
+                    trained, command.path_of(run_dir), judging, running, progress=not quiet
+                )
+            print(f"Report: {command.path_of(run_dir) / command.REPORT}")
 
 
 def make_missing(run_dir: str, running: Running, preset: str, quiet: bool) -> None:
@@ -217,7 +220,7 @@ def make_missing(run_dir: str, running: Running, preset: str, quiet: bool) -> No
     config = stage.asked_again(record["config"]) if record else autoencoders.PRESETS[preset]
     if not autoencoders.is_finished(run_dir):
         _autoencoder(run_dir, config, running, record.get(command.PRESET, preset), quiet)
-    if not (Path(run_dir) / encoding.FOLDER / "index.json").exists():
+    if not (command.path_of(run_dir) / encoding.FOLDER / "index.json").exists():
         _encode(run_dir, NO_ENCODING, running, quiet)
 
 
@@ -257,7 +260,11 @@ def sample(
     command.check_seed(seed)
     options.check_counts(num=num, num_steps=num_steps)
     where = Out.asked(out)
-    scale = evaluating.best_scale(Path(run_dir)) if guidance_scale is None else guidance_scale
+    scale = (
+        evaluating.best_scale(command.path_of(run_dir))
+        if guidance_scale is None
+        else guidance_scale
+    )
     form.check_numbers(scale)
     devices.start()
     with refusing(runs.RunError, say="The samples would be others: "):
@@ -314,7 +321,7 @@ def evaluate(
     if devices.distributed:
         raise Refusal("--distributed must be left out: one process judges, on all its devices.")
     devices.start()
-    directory = Path(run_dir)
+    directory = command.path_of(run_dir)
     trained = drawing.read(run_dir, average, text_weights)
     evaluating.write(trained, directory, judging, devices, average=average.name, progress=not quiet)
     if distributed.is_main():

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from experiments.latents.autoencoder import Autoencoder
 from experiments.latents.denoiser import Recipe
 from experiments.latents.encoding import Store, Text
 from experiments.pretrained.conditioning import Guided
-from jaxdiff import data, denoisers, generation
+from jaxdiff import data, denoisers, files, generation
 from jaxdiff.pretrained import Denoising
 from jaxdiff.samplers import Sampler
 from jaxdiff.typing import Array, Key, PyTree
@@ -57,7 +56,7 @@ class Trained(NamedTuple):
     autoencoder_config: autoencoders.Config
     decoder: PyTree
     step: int
-    home: Path
+    home: files.Path
     identity: dict[str, Any]
 
 
@@ -79,7 +78,7 @@ class Coded(NamedTuple):
     text: Text
 
 
-def read_autoencoder(run_dir: str | Path) -> tuple[autoencoders.Config, Autoencoder, PyTree]:
+def read_autoencoder(run_dir: str | files.Path) -> tuple[autoencoders.Config, Autoencoder, PyTree]:
     """Read back the autoencoder of a run.
 
     Raises:
@@ -92,14 +91,14 @@ def read_autoencoder(run_dir: str | Path) -> tuple[autoencoders.Config, Autoenco
     return config, built, autoencoders.own(config, averages)
 
 
-def read_coded(run_dir: str | Path, text_weights: str | None = None) -> Coded:
+def read_coded(run_dir: str | files.Path, text_weights: str | None = None) -> Coded:
     """Read back the autoencoder of a run and open its latents; refuse those of another.
 
     Raises:
         Refusal: if a stage is missing, or they do not belong together.
     """
     config, autoencoder, params = read_autoencoder(run_dir)
-    folder = Path(run_dir) / encoding.FOLDER
+    folder = files.to_path(run_dir) / encoding.FOLDER
     remedy = f" Make them:\n  python -m experiments.latents encode --run-dir {run_dir}"
     store = encoding.read(folder, remedy)
     encoding.check_maker(store, params, folder)
@@ -107,7 +106,7 @@ def read_coded(run_dir: str | Path, text_weights: str | None = None) -> Coded:
 
 
 def read(
-    run_dir: str | Path, average: Average = NO_CHOICE, text_weights: str | None = None
+    run_dir: str | files.Path, average: Average = NO_CHOICE, text_weights: str | None = None
 ) -> Trained:
     """Read back a run whose denoiser was trained.
 
@@ -129,7 +128,7 @@ def read(
         coded.config,
         coded.params,
         restored.step,
-        Path(home),
+        files.to_path(home),
         {"run": stage.hash_of(restored.config), "step": restored.step},
     )
 

@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from experiments.common.options import CountOrNone, Within
 from experiments.latents import autoencoder as autoencoders
 from experiments.latents import coding
 from experiments.latents.autoencoder import Autoencoder
-from jaxdiff import data, pretrained
+from jaxdiff import data, files, pretrained
 from jaxdiff.data import Captioned, Records, stored
 from jaxdiff.devices import map_rows
 from jaxdiff.typing import PyTree
@@ -160,7 +159,7 @@ class Store(NamedTuple):
 
 
 def write(
-    folder: Path,
+    folder: files.Path,
     autoencoder: Autoencoder,
     params: PyTree,
     pictures: Captioned,
@@ -236,7 +235,7 @@ def scale_and_shift(mean: np.ndarray, deviation: np.ndarray) -> tuple[float, flo
     return float(power**-0.5), shift
 
 
-def read(folder: Path, remedy: str) -> Store:
+def read(folder: files.Path, remedy: str) -> Store:
     """Open a store.
 
     Args:
@@ -265,7 +264,7 @@ def read(folder: Path, remedy: str) -> Store:
     )
 
 
-def check_maker(store: Store, params: PyTree, folder: Path) -> None:
+def check_maker(store: Store, params: PyTree, folder: files.Path) -> None:
     """Refuse latents that another autoencoder made.
 
     Raises:
@@ -279,7 +278,7 @@ def check_maker(store: Store, params: PyTree, folder: Path) -> None:
         )
 
 
-def check_trained_on(store: Store, record: Mapping[str, Any], folder: Path) -> None:
+def check_trained_on(store: Store, record: Mapping[str, Any], folder: files.Path) -> None:
     """Refuse a denoiser that was trained on other latents.
 
     Raises:

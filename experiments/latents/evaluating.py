@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -28,7 +27,7 @@ from experiments.latents import (
 from experiments.latents.autoencoder import Autoencoder
 from experiments.latents.drawing import Trained
 from experiments.latents.obedience import Cell
-from jaxdiff import data, metrics
+from jaxdiff import data, files, metrics
 from jaxdiff.typing import PyTree
 
 BLOCK = 4
@@ -78,7 +77,7 @@ def reconstruct(
     built: Autoencoder,
     params: PyTree,
     held_out: data.Captioned,
-    directory: Path,
+    directory: files.Path,
     devices: list[jax.Device],
 ) -> None:
     """Judge an autoencoder by pictures held out: evaluation.json and a figure in its folder."""
@@ -91,14 +90,14 @@ def reconstruct(
     print(f"Autoencoder: PSNR {found['psnr']:.1f} dB, SSIM {found['ssim']:.4f}, {directory}")
 
 
-def best_scale(directory: Path) -> float:
+def best_scale(directory: files.Path) -> float:
     """Return the scale of guidance that the evaluation of a run found best, 2 where none did."""
     return float(evaluations.numbers(directory).get("best_guidance_scale", _DEFAULT_SCALE))
 
 
 def write(
     trained: Trained,
-    directory: Path,
+    directory: files.Path,
     judging: Judging,
     devices: Devices,
     *,

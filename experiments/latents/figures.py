@@ -1,7 +1,6 @@
 """The figures of a run's report."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,14 +11,14 @@ from experiments.common import evaluations
 from experiments.latents import denoiser, drawing, obedience
 from experiments.latents.drawing import Trained
 from experiments.latents.obedience import Cell
-from jaxdiff import forward, plotting
+from jaxdiff import files, forward, plotting
 from jaxdiff.typing import Array, Key
 
 NUM_PROMPTS, PER_PROMPT, NUM_PAIRS = 8, 8, 4
 STEPS_BETWEEN, TIMES = 9, 9
 
 
-def reconstructions(path: Path, real: np.ndarray, decoded: np.ndarray) -> None:
+def reconstructions(path: files.Path, real: np.ndarray, decoded: np.ndarray) -> None:
     """Draw pictures above what is decoded of their latents.
 
     Args:
@@ -31,7 +30,7 @@ def reconstructions(path: Path, real: np.ndarray, decoded: np.ndarray) -> None:
 
 
 def write(
-    directory: Path,
+    directory: files.Path,
     trained: Trained,
     drawings: tuple[drawing.Drawing, drawing.Drawing],
     best: float,
@@ -95,7 +94,7 @@ def write(
 
 
 def _between(
-    path: Path,
+    path: files.Path,
     trained: Trained,
     mixing: drawing.Drawing,
     prompts: Sequence[str],
@@ -120,7 +119,7 @@ def _between(
     )
 
 
-def _noising(path: Path, trained: Trained, real: np.ndarray, key: Key) -> None:
+def _noising(path: files.Path, trained: Trained, real: np.ndarray, key: Key) -> None:
     """Draw the forward process of pictures: of their latents, decoded."""
     process, store = trained.recipe.process, trained.store
     times = np.linspace(0.0, float(process.t_max), TIMES, dtype=np.float32)
@@ -149,7 +148,7 @@ def _noising(path: Path, trained: Trained, real: np.ndarray, key: Key) -> None:
     )
 
 
-def _curves(path: Path, results: Mapping[str, Any]) -> None:
+def _curves(path: files.Path, results: Mapping[str, Any]) -> None:
     """Draw the shares of prompts obeyed against guidance, where they were judged."""
     if "obeyed" not in results:
         return

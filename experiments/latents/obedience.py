@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ from experiments.common.devices import Running
 from experiments.latents import sources
 from experiments.latents.autoencoder import Config
 from experiments.latents.judges import Reading, detector, obeyed, shares, templates
-from jaxdiff import data, training
+from jaxdiff import data, files, training
 from jaxdiff.data.scenes import Combinations, Factors, Scenes
 from jaxdiff.typing import PyTree
 
@@ -93,7 +92,7 @@ class Judges(NamedTuple):
 
 
 def train_judge(
-    directory: Path, config: Config, num_steps: int, running: Running | None = None
+    directory: files.Path, config: Config, num_steps: int, running: Running | None = None
 ) -> Judges:
     """Train the judge of a run, or what is left of it, and return both.
 

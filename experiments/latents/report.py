@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from experiments.common import evaluations
+from experiments.common import command, evaluations
 from experiments.latents.denoiser import STAGE
 from experiments.latents.drawing import Trained
+from jaxdiff import files
 
 if TYPE_CHECKING:
     from experiments.latents.evaluating import Judging
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def write(
     trained: Trained,
-    directory: Path,
+    directory: files.Path,
     judging: "Judging",
     results: Mapping[str, Any],
     best: float,
@@ -160,7 +160,7 @@ templates are fitted by least squares and have learned nothing."""
 def _beside(judging: "Judging") -> str:
     if judging.beside is None:
         return ""
-    folder = Path(judging.beside)
+    folder = command.path_of(judging.beside, "--beside")
     found = json.loads((folder / evaluations.EVALUATION).read_bytes())
     kept = {
         name: found[name]

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ from experiments.common.batches import batches_of, repeating
 from experiments.common.command import Refusal
 from experiments.common.devices import Running
 from experiments.images import sources as image_sources
-from jaxdiff import training
+from jaxdiff import files, training
 from jaxdiff.data import Records
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Restored
@@ -37,11 +36,11 @@ class Stage(NamedTuple):
     folder: str
     config: Any
 
-    def at(self, run_dir: str | Path) -> Path:
+    def at(self, run_dir: str | files.Path) -> files.Path:
         """Return its folder in a run."""
-        return Path(run_dir) / self.folder
+        return command.path_of(run_dir) / self.folder
 
-    def remedy(self, run_dir: str | Path) -> str:
+    def remedy(self, run_dir: str | files.Path) -> str:
         """Say what makes it."""
         said = f"python -m experiments.latents {self.name} --run-dir {run_dir}"
         return f" Make it first:\n  {said}"
@@ -75,7 +74,7 @@ class Stage(NamedTuple):
         """Return the values of fields that a record lacks, as JSON holds them."""
         return options.as_json(vars(self.config()))
 
-    def reconcile(self, directory: Path, config: Any) -> Any:
+    def reconcile(self, directory: files.Path, config: Any) -> Any:
         """Return the config of a run that goes on, or of a new one; refuse another's folder."""
         asked = self.record_of(config)
         found = runs.reconcile(
@@ -103,7 +102,7 @@ class Stage(NamedTuple):
         """Return what options that are not given say: see `command.defaults_of`."""
         return command.defaults_of(argv, presets, self.asked_again, within=self.folder)
 
-    def recorded(self, run_dir: str | Path) -> dict[str, Any]:
+    def recorded(self, run_dir: str | files.Path) -> dict[str, Any]:
         """Return all that its folder says of its first start."""
         return runs.read_record(self.at(run_dir)) or {}
 
@@ -112,7 +111,7 @@ class Stage(NamedTuple):
         return runs.config_hash(config, free=FREE)
 
     def restore(
-        self, run_dir: str | Path, average: Average = NO_CHOICE
+        self, run_dir: str | files.Path, average: Average = NO_CHOICE
     ) -> tuple[Any, Restored, PyTree]:
         """Return the config, the newest sound checkpoint and an average of what was trained.
 
@@ -147,7 +146,7 @@ class Training(NamedTuple):
 
 def fit(
     stage: Stage,
-    directory: Path,
+    directory: files.Path,
     config: Any,
     trained: Training,
     running: Running,
@@ -170,7 +169,7 @@ def fit(
         Refusal: if the batches cannot be as the config says.
     """
     record, records = stage.record_of(config), trained.records
-    mode = running.mode(config.batch_size)
+    mode = running.mode(config.batch_size, directory)
 
     running.agree(record)
     return training.fit(
@@ -184,7 +183,10 @@ def fit(
         mode=mode,
         frozen=trained.frozen,
         record=training.Record(
-            record, FREE, stage.defaults(), {"running": running.record(), **also}
+            record,
+            FREE,
+            stage.defaults(),
+            {"running": running.began(config.batch_size, mode), **also},
         ),
         keep=running.keep(),
         report=running.report(

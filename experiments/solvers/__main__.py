@@ -13,7 +13,6 @@ the adaptive one: see `imported`.
 import math
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -122,6 +121,7 @@ def distances(
     return [float(draw(pad(timesteps.quadratic(process, n, t_start=start), sizes))) for n in sizes]
 
 
+@command.writes
 def mixture(run_dir: str, preset: Literal["full", "smoke"] = "full", seed: int = 0) -> None:
     """Measure orders of convergence and quality of every sampler on a mixture.
 
@@ -196,6 +196,7 @@ def draw_floor(seed: int, num: int, repeats: int = 20) -> tuple[float, float]:
     return float(found.mean()), float(found.std(ddof=1))
 
 
+@command.writes
 def digits_run(
     run_dir: str, trained_run: str, preset: Literal["full", "smoke"] = "full", seed: int = 0
 ) -> None:
@@ -210,8 +211,10 @@ def digits_run(
     from sklearn.svm import SVC
 
     command.check_seed(seed)
-    config, restored, params = digits.restore(Path(trained_run), option="--trained-run")
-    split = image_data.recorded_split(read_record(Path(trained_run)))
+    config, restored, params = digits.restore(
+        command.path_of(trained_run, "--trained-run"), option="--trained-run"
+    )
+    split = image_data.recorded_split(read_record(command.path_of(trained_run, "--trained-run")))
     train, held_out = (open_images(config, each, recorded=True) for each in ("train", split))
     if train.labels is None or held_out.labels is None:
         raise command.Refusal(f"--trained-run {trained_run} has images without labels to read.")

@@ -32,7 +32,7 @@ from experiments.pretrained.weights import (
 )
 from experiments.solvers import report
 from experiments.solvers.padding import pad, skipping
-from jaxdiff import sample, samplers, timesteps
+from jaxdiff import files, sample, samplers, timesteps
 from jaxdiff.data.stored import fingerprint
 from jaxdiff.processes import Process
 from jaxdiff.training import parallel
@@ -87,6 +87,7 @@ class Answer(NamedTuple):
     moved: float
 
 
+@command.writes
 def imported(
     weights: str,
     run_dir: str,
@@ -273,7 +274,7 @@ def relative(x: np.ndarray, answer: np.ndarray) -> float:
     return float(np.sqrt(np.mean((x - answer) ** 2) / np.mean(answer**2)))
 
 
-def write(directory: Path, name: str, asked: Asked, world: World, rows: list[Row]) -> None:
+def write(directory: files.Path, name: str, asked: Asked, world: World, rows: list[Row]) -> None:
     """Write results.csv, the figure and, last, the report."""
     write_csv(directory / "results.csv", rows, ("sampler", "steps", "calls", "error"))
     level = math.exp(-0.5 * float(world.process.log_snr(world.t_end)))

@@ -1,7 +1,6 @@
 """Tables and figures of the comparison of samplers."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common.command import REPORT
@@ -33,7 +32,7 @@ class Panel(NamedTuple):
 
 
 def write_mixture(
-    directory: Path,
+    directory: files.Path,
     rows: Sequence[Row],
     expected: Mapping[str, int | None],
     floor: tuple[float, float],
@@ -92,7 +91,11 @@ def write_mixture(
 
 
 def write_digits(
-    directory: Path, rows: Sequence[Row], limits: Mapping[str, float], num_steps: int, num: int
+    directory: files.Path,
+    rows: Sequence[Row],
+    limits: Mapping[str, float],
+    num_steps: int,
+    num: int,
 ) -> None:
     """Write the figure of a trained run and, last, report.md."""
     lines = [
@@ -132,7 +135,7 @@ def write_digits(
 
 
 def write_imported(
-    directory: Path, name: str, rows: Sequence[Row], said: Mapping[str, str], floor: float
+    directory: files.Path, name: str, rows: Sequence[Row], said: Mapping[str, str], floor: float
 ) -> None:
     """Write the figure of published weights and, last, report.md.
 
@@ -196,7 +199,7 @@ def table(rows: Sequence[Row], column: str, form: str) -> list[str]:
     return markdown(["sampler", *headings], body)
 
 
-def draw(path: Path, panels: Sequence[Panel]) -> None:
+def draw(path: files.Path, panels: Sequence[Panel]) -> None:
     """Draw panels side by side on logarithmic axes, each with its legend below.
 
     Samplers whose curves coincide share a line. A sampler keeps its look from panel to panel.

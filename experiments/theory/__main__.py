@@ -53,6 +53,7 @@ SLOW = (
 """Left out of the smoke preset."""
 
 
+@command.writes
 def theory(run_dir: str, preset: Literal["full", "smoke"] = "full", seed: int = 0) -> None:
     """Measure and draw every claim.
 

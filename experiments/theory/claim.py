@@ -1,11 +1,11 @@
 """What an article on the theory of diffusion models claims, each claim drawn and measured."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
+from jaxdiff import files
 from jaxdiff.typing import Key
 
 Measured: TypeAlias = float | dict[str, Any]
@@ -21,7 +21,7 @@ class Context(NamedTuple):
         full: whether at full size, or as small as still runs every line.
     """
 
-    directory: Path
+    directory: files.Path
     seed: int
     full: bool
 

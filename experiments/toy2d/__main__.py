@@ -10,7 +10,6 @@ divergence; where the target's density is known, the gap to it is taken point by
 import dataclasses
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import jax
@@ -31,7 +30,7 @@ from experiments.toy2d.model import (
     check,
     from_record,
 )
-from jaxdiff import training
+from jaxdiff import files, training
 from jaxdiff.metrics.c2st import MIN_ROWS
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
@@ -49,7 +48,9 @@ def check_judging(config: Config) -> None:
         raise Refusal(f"--grid-size must be at least 2; got {config.grid_size}.")
 
 
-def fit(config: Config, model: Model, directory: Path, preset: str, *, progress: bool) -> PyTree:
+def fit(
+    config: Config, model: Model, directory: files.Path, preset: str, *, progress: bool
+) -> PyTree:
     """Train what is left of a run; return the averaged parameters."""
     update, running = optimization.build_update(config, build_loss(config, model)), Running()
 
@@ -68,7 +69,7 @@ def fit(config: Config, model: Model, directory: Path, preset: str, *, progress:
         record=training.Record(
             dataclasses.asdict(config),
             optimization.FREE,
-            also={"running": running.record(), command.PRESET: preset},
+            also={"running": running.record(), **command.begun_by("toy2d", preset)},
         ),
         keep=running.keep(),
         report=running.report(
@@ -78,6 +79,7 @@ def fit(config: Config, model: Model, directory: Path, preset: str, *, progress:
     return distributed.gather(state.ema)
 
 
+@command.writes
 def main_command(
     run_dir: str,
     config: tyro.conf.OmitArgPrefixes[Config],

@@ -4,7 +4,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from experiments.common.tables import markdown
 from experiments.toy2d.model import Config, Model
 from jaxdiff import (
     denoisers,
+    files,
     likelihood,
     metrics,
     plotting,
@@ -37,7 +37,7 @@ HALF_WIDTH = 1.6
 
 
 def write(
-    config: Config, model: Model, params: PyTree, directory: Path, *, progress: bool = False
+    config: Config, model: Model, params: PyTree, directory: files.Path, *, progress: bool = False
 ) -> None:
     """Judge and draw the model of a finished run: evaluation.json, the figures, report.md last."""
 
@@ -202,7 +202,7 @@ def draw_density(
     held_out: np.ndarray,
     density: np.ndarray,
     samples: np.ndarray,
-    directory: Path,
+    directory: files.Path,
 ) -> None:
     """Draw draws of the target, the model's density on the mesh and its samples, side by side."""
     density = density.reshape(config.grid_size, config.grid_size)
@@ -222,7 +222,7 @@ def draw_density(
     plotting.save(figure, directory / "density.png")
 
 
-def draw_field(config: Config, model: Model, params: PyTree, directory: Path) -> None:
+def draw_field(config: Config, model: Model, params: PyTree, directory: files.Path) -> None:
     """Draw the learned score at three noise levels, beside the exact one where it is known."""
     process, exact = model.process, model.target.mixture
     fields = {"learned": denoisers.to_score(process, model.denoiser(params))}
@@ -259,7 +259,9 @@ def _square(axes: Any, name: str) -> None:
 # --- Report ---------------------------------------------------------------------------------
 
 
-def report(config: Config, results: dict[str, Any], notes: Sequence[str], directory: Path) -> str:
+def report(
+    config: Config, results: dict[str, Any], notes: Sequence[str], directory: files.Path
+) -> str:
     """Return the report of a run."""
     record = runs.read_record(directory) or {}
 

@@ -10,8 +10,8 @@ Whatever has a length and gives its rows by index is `Records`, and all are read
 `prepared` turns what was read into the {"x0", "cond"} of a loss, inside the compiled update.
 
 Importing this package needs JAX and NumPy only; `load_images` imports tensorflow_datasets,
-`load_folder` Pillow, `batches` grain and `learn_tokenizer` tokenizers when called. TensorFlow is
-never imported.
+`load_folder` Pillow, `batches` grain, `mirror` fsspec and `learn_tokenizer` tokenizers when called.
+TensorFlow is never imported.
 """
 
 from jaxdiff.data import scenes, stored
@@ -20,6 +20,7 @@ from jaxdiff.data.description import Description
 from jaxdiff.data.errors import NotPreparedError, UnreadableError
 from jaxdiff.data.folder import load_folder
 from jaxdiff.data.images import Images
+from jaxdiff.data.mirror import Mirrored, mirror
 from jaxdiff.data.pipeline import batch_indices, batches
 from jaxdiff.data.prepare import Prepare, dequantized_images, latents, prepared
 from jaxdiff.data.records import Arrays, Records, from_arrays
@@ -32,6 +33,7 @@ __all__ = [
     "Captioned",
     "Description",
     "Images",
+    "Mirrored",
     "NotPreparedError",
     "Prepare",
     "Records",
@@ -50,6 +52,7 @@ __all__ = [
     "learn_tokenizer",
     "load_folder",
     "load_images",
+    "mirror",
     "prepared",
     "scenes",
     "stored",

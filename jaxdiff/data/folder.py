@@ -24,6 +24,7 @@ from jaxdiff import checks
 from jaxdiff.data import decoding, metadata
 from jaxdiff.data.errors import NotPreparedError, UnreadableError
 from jaxdiff.data.images import Images
+from jaxdiff.data.mirror import local
 
 TEST_SHARE = 0.1
 MIN_TEST = 2
@@ -61,7 +62,7 @@ def load_folder(path: str | os.PathLike[str], image_size: int, *, split: str = "
     image_size = checks.count("image_size", image_size)
     checks.choice("split", split, SPLITS)
     decoding.pillow()
-    folder = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    folder = local("path", path)
     if not os.path.isdir(folder):
         raise NotPreparedError(f"`path` must be a folder of images; there is no folder {folder}.")
     texts = metadata.read(folder)

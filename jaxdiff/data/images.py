@@ -20,7 +20,8 @@ class Images:
     """One split of a data set of equally sized images: `Records` of "image" and "label".
 
     Made by `load_images`, `load_folder` or `Images.from_arrays`. Up to 1 GiB of pixels are read
-    into memory when first needed; larger splits are read record by record.
+    into memory when first needed; larger splits are read record by record, as any is after
+    ``dataclasses.replace(images, memory_limit=0)``.
 
     Attributes:
         name: of the data set, such as "digits".
@@ -35,6 +36,7 @@ class Images:
         contents: a digest of what a folder holds, by which another content is told; or None.
         paths: of the files of a folder within it, N; or None.
         texts: N captions, in memory or read by index, or None.
+        memory_limit: how many bytes of pixels are kept in memory; None for 1 GiB.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Images:
     contents: str | None = None
     paths: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
     texts: Sequence[str] | None = dataclasses.field(default=None, repr=False)
+    memory_limit: int | None = None
 
     @classmethod
     def from_arrays(
@@ -136,7 +139,8 @@ class Images:
     def in_memory(self) -> bool:
         """Tell whether `rows` gathers from memory (reading all of it at the first call)."""
         num_bytes = self.num_examples * int(np.prod(self.shape))
-        return "arrays" in vars(self) or num_bytes <= IN_MEMORY_BYTES
+        limit = IN_MEMORY_BYTES if self.memory_limit is None else self.memory_limit
+        return "arrays" in vars(self) or num_bytes <= limit
 
     @functools.cached_property
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:

@@ -4,14 +4,17 @@ import difflib
 import os
 import pathlib
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxdiff.data import texts
+from jaxdiff.data import examples, texts
 from jaxdiff.data.errors import NotPreparedError
 from jaxdiff.data.extras import require
 from jaxdiff.data.images import Images
+from jaxdiff.data.mirror import local
+from jaxdiff.data.shards import Shards, shards_of
 
 DIGITS = "digits"
 
@@ -43,24 +46,24 @@ def load_images(
     Args:
         name: as in TFDS: "mnist", "cifar10", "mnist_corrupted/spatter", "mnist:3.0.1".
         split: "train", "test", or a part such as "train[:90%]".
-        data_dir: where the sets lie; by default `default_data_dir()`.
+        data_dir: where the sets lie, a local directory; by default `default_data_dir()`. What lies
+            in a bucket is copied to one by `mirror`, or mounted.
         text: the feature of the captions, such as "caption" or, within another, "captions/text". By
             default the only one of such a name, else the only one of texts but for names of files;
             where there is none or several, the images have no captions.
 
     Raises:
         ImportError: if tensorflow-datasets or array_record is not installed.
-        NotPreparedError: a FileNotFoundError and ValueError, if the set is not there or not in a
-            format that can be read, naming the directory and the command that prepares it.
+        NotPreparedError: a FileNotFoundError and ValueError, if the set is not there, in a bucket
+            or not in a format that can be read, naming the directory and the command that helps.
         TypeError: if the name is no text.
         ValueError: if the name, the split or `text` is unknown, or the records are not such images.
     """
     _check_name(name)
     tfds = require("tensorflow_datasets")
     require("array_record")
-    folder = os.path.expanduser(os.fspath(default_data_dir() if data_dir is None else data_dir))
-    if "://" not in folder:  # gs:// and the like are left as they are
-        folder = os.path.abspath(folder)
+    given = default_data_dir() if data_dir is None else data_dir
+    folder = local("data_dir", given, name.partition(":")[0])
     try:
         if name == DIGITS:
             _prepare_digits(folder)
@@ -108,11 +111,12 @@ def _open(tfds: Any, name: str, split: str, folder: str, text: str | None) -> Im
             f"and give that directory as `data_dir` or $JAXDIFF_DATA_DIR."
         )
     shape, class_names = _features(tfds, name, builder.info.features)
+    fields = ["image"] if class_names is None else ["image", "label"]
     path = texts.find(tfds, name, builder.info.features, text)
     return Images(
         name=name,
         split=split,
-        source=(source := _source(builder, name, split, place)),
+        source=(source := _source(tfds, builder, name, split, fields)),
         num_examples=len(source),
         shape=shape,
         num_levels=int((builder.info.metadata or {}).get("num_levels", 256)),
@@ -124,8 +128,6 @@ def _open(tfds: Any, name: str, split: str, folder: str, text: str | None) -> Im
 
 
 def _prepare_digits(folder: str) -> None:
-    if "://" in folder:
-        raise ValueError(f"`data_dir` must be a local directory for {DIGITS}; got {folder}.")
     # Imports TFDS, hence not before `require` has looked for it.
     from jaxdiff.data.digits import prepare
 
@@ -183,13 +185,13 @@ def _features(
 
 def _texts(tfds: Any, builder: Any, name: str, split: str, path: texts.Path) -> texts.Texts:
     """Return the captions of a split, of whose records no image is decoded."""
-    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    source = _source(tfds, builder, name, split, path[:1])
     return texts.Texts(source, path, f"{name}/{split}", str(builder.data_path))
 
 
-def _source(builder: Any, name: str, split: str, place: str) -> Any:
-    """Return random access to the records of a split."""
-    splits = builder.info.splits
+def _source(tfds: Any, builder: Any, name: str, split: str, fields: Sequence[str]) -> Any:
+    """Return random access to some fields of the records of a split."""
+    place, splits = str(builder.data_path), builder.info.splits
     for whole in (part.split("[")[0].strip() for part in split.split("+")):
         if whole not in splits and whole != "all":
             near = difflib.get_close_matches(whole, list(splits), n=1)
@@ -198,7 +200,11 @@ def _source(builder: Any, name: str, split: str, place: str) -> Any:
                 f"train[:90%]; got {split!r}." + (f" Did you mean {near[0]}?" if near else "")
             )
     try:
-        return builder.as_data_source(split=split)
+        source = builder.as_data_source(split=split)
     except ValueError as error:  # of no examples, or in the brackets
         reason = (str(error).splitlines() or [""])[-1]
         raise ValueError(f"`split` {split!r} of {name} in {place} is refused: {reason}") from error
+    if not isinstance(source, tfds.core.data_sources.array_record.ArrayRecordDataSource):
+        return source
+    decode = examples.decoder(tfds, builder.info.features, fields)
+    return Shards(list(shards_of(tfds, source)), decode, f"{name}/{split}", place)

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxdiff import checks
+from jaxdiff.devices.slices import arrange
 from jaxdiff.typing import Array, Batch, Key, PyTree
 
 AXIS = "data"
@@ -16,24 +17,40 @@ FSDP = "fsdp"
 """The axis of the mesh that parameters may be split over too."""
 
 
-def make_mesh(data: int, fsdp: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arrange devices in a mesh of `data` x `fsdp`.
+def make_mesh(
+    data: int,
+    fsdp: int = 1,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    slices: int | Sequence[int] | None = None,
+) -> Mesh:
+    """Arrange devices in a mesh of `data` x `fsdp`, slice after slice along `data`.
+
+    So `fsdp` stays within a slice, which is what a fast network joins: by default what JAX says of
+    TPUs and GPUs (`slice_index`; of GPUs a node, or what one NVLink switch joins). Other devices
+    are of one slice. The order within a slice is that of `devices`; of TPUs that are not given it
+    is `mesh_utils.create_device_mesh`'s, which knows where they are.
 
     Args:
         data: along the axis that only the batch is split over.
         fsdp: along the axis that the state may be split over too.
         devices: by default all of all processes.
+        slices: which slice each device is of, or into how many equal ones they are cut in their
+            order, whatever JAX says of them: 1 lets `fsdp` go across.
 
     Raises:
-        ValueError: if there are not `data` x `fsdp` devices.
+        TypeError: if a number is no whole number.
+        ValueError: if there are not `data` x `fsdp` devices, the slices are not equal, or `fsdp`
+            does not divide a slice.
     """
-    devices = jax.devices() if devices is None else devices
+    given, devices = devices, jax.devices() if devices is None else devices
     data, fsdp = checks.count("data", data), checks.count("fsdp", fsdp)
     if data * fsdp != len(devices):
         raise ValueError(
             f"`data` x `fsdp` must be the number of devices, {len(devices)}; got {data} x {fsdp}."
         )
-    return Mesh(np.asarray(devices).reshape(data, fsdp), (AXIS, FSDP))
+    grid = arrange(devices, data, fsdp, slices=slices, by_network=given is None)
+    return Mesh(grid, (AXIS, FSDP))
 
 
 def check_mesh(mesh: Mesh) -> None:
@@ -107,18 +124,25 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
 def spread(batch: Batch, mesh: Mesh, *, axis: int = 0) -> Batch:
     """Do what `place_batch` says, the rows being along `axis`.
 
+    Where the devices of a process do not follow each other on the mesh, rows move between devices.
+
     Raises:
         ValueError: if the rows do not split into equal shards.
     """
     check_batch(batch, mesh.size, axis=axis, num_processes=jax.process_count())
     rows = NamedSharding(mesh, PartitionSpec(*[None] * axis, (AXIS, FSDP)))
+    devices = sorted(mesh.devices.flat, key=lambda device: device.process_index)  # a stable sort
+    own = rows
+    if devices != [*mesh.devices.flat]:
+        own = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(*[None] * axis, AXIS))
 
     def of_leaf(x: Any) -> Array:
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             return x
         if jax.process_count() == 1:
             return jax.device_put(x, rows)
-        return jax.make_array_from_process_local_data(rows, np.asarray(x))
+        placed = jax.make_array_from_process_local_data(own, np.asarray(x))
+        return placed if own is rows else jax.device_put(placed, rows)
 
     return jax.tree.map(of_leaf, batch)
 

@@ -10,9 +10,8 @@ A run keeps its checkpoints side by side, one folder a step::
 
 Orbax alone would read a flipped bit as data, so nothing is read back whose checksums do not hold,
 or that was sealed as another step or, where the run's config is given, by another run.
-How a folder stays whole whenever the process dies: `step_folders`. The directory must be on a file
-system with an atomic rename, which object stores lack. One process at a time saves there; others
-may read meanwhile.
+How a folder stays whole whenever the process dies: `step_folders`, and in an object store, which
+has no atomic rename: `step_objects`. One process at a time saves there; others may read meanwhile.
 
 Leaves go to disk as plain arrays without their sharding (but for those spread over several
 processes), so that any number of devices can read them back.
@@ -27,15 +26,14 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxdiff import checks
-from jaxdiff.training import folders, lock, step_folders
+from jaxdiff import checks, files
+from jaxdiff.training import folders, lock
 from jaxdiff.training.sound_steps import (
     METRICS,
     NOTHING,
@@ -102,7 +100,7 @@ class Checkpoints:
         problem = folders.problem_of(directory)
         if problem is not None:
             raise ValueError(f"`directory` {problem}")
-        self.directory = Path(directory).absolute()
+        self.directory: files.Path = files.to_path(directory).absolute()
         if self.directory.exists() and not self.directory.is_dir():
             raise CheckpointError(f"`directory` must be a folder; {self.directory} is a file.")
         self._keep_last = keep_last
@@ -110,6 +108,7 @@ class Checkpoints:
         self._keep_best = keep_best
         self._report = report
         self._stored = SoundSteps(self.directory, config, free, report)
+        self._kept = self._stored.kept
         self._writer = TreeWriter()
         self._end_saving: Callable[[], object] = lambda: None
         self._saving = False
@@ -134,6 +133,10 @@ class Checkpoints:
         """Return the committed step whose `metric` is smallest, None where none has it finite."""
         return self._stored.best(metric)
 
+    def metrics(self, step: int) -> dict[str, Any]:
+        """Return what was measured of a committed step; nothing where it does not say."""
+        return self._stored.metrics(step)
+
     def claim(self) -> None:
         """Be the only process that saves here, until `close` or the end; the first save does it.
 
@@ -144,7 +147,8 @@ class Checkpoints:
         """
         try:
             self._hold()
-            os.rmdir(tempfile.mkdtemp(prefix=".", dir=self.directory))
+            if not files.is_stored(self.directory):
+                os.rmdir(tempfile.mkdtemp(prefix=".", dir=self.directory))
         except OSError as error:
             reason = error.strerror
             if isinstance(error, BlockingIOError):
@@ -185,17 +189,17 @@ class Checkpoints:
         state = stored(state)
         keys = key_kinds(state)
         self.wait()
-        staged = step_folders.staged(self.directory, step)
         try:
+            held = jax.tree.map(snapshot, state)
+            spread = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(held))
+            self._check_spread(spread)
             if jax.process_index() == 0:
                 self._hold()
-                step_folders.clear(staged)
-                staged.mkdir(parents=True)
+                staged = self._kept.stage(step, spread)
                 for name, text in texts.items():
                     (staged / name).write_text(text)
-            held = jax.tree.map(snapshot, state)
-            if jax.process_count() > 1:  # orbax lets the processes meet here: not in a thread
-                self._write(step, held)
+            if self._is_written_together(spread):  # orbax lets the processes meet: in no thread
+                self._writer.write(self._kept.staged(step, spread) / STATE, held)
                 held = None
         except Exception as error:
             raise self._failure(step, error) from _cause(error)
@@ -228,6 +232,7 @@ class Checkpoints:
                 self._background.shutdown()
                 self._background = None
             self._writer.close()
+            self._kept.close()
             self._end_saving()
             self._saving = False
 
@@ -290,24 +295,38 @@ class Checkpoints:
             self._end_saving = weakref.finalize(self, lock.saving(self.directory))
             self._saving = True
 
+    def _check_spread(self, spread: bool) -> None:
+        """Refuse what orbax would write to the local disk of each process."""
+        scheme = str(self.directory).partition("://")[0]
+        if spread and files.is_stored(self.directory) and scheme != "gs":
+            raise ValueError(
+                f"orbax writes a state that is spread over processes to disks and gs:// only, not "
+                f"to {scheme}://. Keep --fsdp within a process, or take another directory"
+            )
+
+    def _is_written_together(self, spread: bool) -> bool:
+        """Tell whether all processes write: to a disk that they share, or each its part."""
+        return jax.process_count() > 1 and (spread or not files.is_stored(self.directory))
+
     def _write(self, step: int, state: Any) -> None:
-        self._writer.write(step_folders.staged(self.directory, step) / STATE, state)
+        self._writer.write(self._kept.staged(step, False) / STATE, state, alone=True)
 
     def _commit(self, step: int, state: Any, keys: Mapping[str, str]) -> None:
         """Write, seal, rename and prune; runs in the background thread."""
         try:
-            if state is not None:
-                self._write(step, state)
-            self._writer.wait()
+            if state is None:
+                self._writer.wait()
             if jax.process_index() != 0:
                 return
-            message = step_folders.commit(self.directory, step, keys, self._stored.find_damage)
+            if state is not None:
+                self._write(step, state)
+                self._writer.wait()
+            message = self._kept.commit(step, keys, self._stored.find_damage)
             if message is not None:
                 self._report(message)
             self._stored.replaced(step)
             best = None if self._keep_best is None else self.best(self._keep_best)
-            step_folders.prune(
-                self.directory,
+            self._kept.prune(
                 step,
                 keep_last=self._keep_last,
                 keep_every=self._keep_every,
@@ -321,10 +340,13 @@ class Checkpoints:
         """Make room again and say what was lost and what is left."""
         self._writer.close()  # its threads may still write where we are to tidy up
         if jax.process_index() == 0 and not isinstance(error, BlockingIOError):
-            step_folders.clear(step_folders.staged(self.directory, step))
-        earlier = step_folders.steps(self.directory)
-        left = f"the last one there is step {earlier[-1]}" if earlier else "there is none yet"
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+            self._kept.unstage(step)
+        try:
+            earlier = self._kept.steps()
+            left = f"the last one there is step {earlier[-1]}" if earlier else "there is none yet"
+        except OSError:  # a store that does not answer
+            left = "what is there is as it was"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:1500]
         if _cause(error) is None:
             reason = _FULL
         if isinstance(error, BlockingIOError):

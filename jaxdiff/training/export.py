@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +25,7 @@ def export_params(
     Dtypes that NumPy lacks, such as bfloat16, are there as raw bytes, and named in `__dtypes__`.
 
     Args:
-        path: the file, written whole or not at all; it must end in `.npz`.
+        path: the file, or an object's URL, written whole or not at all; it must end in `.npz`.
         params: a nest of dictionaries with string keys, without dots in them.
         config: what JSON can hold, kept beside them as `__config__`.
 
@@ -35,7 +34,7 @@ def export_params(
             or holds a random key, or `path` ends otherwise.
         OSError: if the file cannot be written.
     """
-    path = Path(path)
+    path = files.to_path(path)
     if path.suffix != ".npz":
         raise ValueError(f"`path` must end in .npz; got {path}.")
     for tree_path, _ in jax.tree.leaves_with_path(params):
@@ -73,7 +72,7 @@ def import_params(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
         CheckpointError: if the file is damaged or not of this kind.
         OSError: if it cannot be opened.
     """
-    with open(path, "rb") as raw:
+    with files.to_path(path).open("rb") as raw:
         try:
             return _read(raw)
         except Exception as error:  # what NumPy and zipfile make of damage is of any kind

@@ -181,7 +181,7 @@ def judged_loss(
         )
     if not isinstance(metrics, Mapping):
         raise TypeError(f"`loss_fn` must return metrics by name; got {checks.shown(metrics)}.")
-    taken = [name for name in ("grad_norm", "step") if name in metrics]
+    taken = [name for name in ("grad_norm", "skipped", "step") if name in metrics]
     if taken:
         raise ValueError(f"`loss_fn` must not name a metric {taken[0]!r}: it is the update's own.")
     metrics = {name: value for name, value in metrics.items() if name != "loss"}

@@ -15,7 +15,7 @@ from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.program import Steps
 from jaxdiff.training.signals import catch_signals
 from jaxdiff.training.telling import MAX_SKIPPED as MAX_SKIPPED
-from jaxdiff.training.telling import Cadence, Telling, Told
+from jaxdiff.training.telling import Cadence, Skips, Telling, Told
 from jaxdiff.training.telling import NotFinite as NotFinite
 from jaxdiff.training.update import TrainState
 from jaxdiff.typing import Batch, Key
@@ -128,7 +128,14 @@ def fit(
         checkpoints.claim()
     step = start = int(state.step)
     lengths = call_lengths(step, num_steps, cadence.save, steps.per_call)
-    told = Told(telling, cadence, start=start, num_steps=num_steps, skip=steps.skip_nonfinite)
+    told = Told(
+        telling,
+        cadence,
+        start=start,
+        num_steps=num_steps,
+        skip=steps.skip_nonfinite,
+        skips=Skips.recorded(checkpoints.metrics(start)),
+    )
     with contextlib.closing(told), catch_signals() as stopped_by:
         for length, batch in feed(batches, lengths, steps.place):
             call = steps.one if length == 1 or steps.several is None else steps.several
@@ -143,6 +150,7 @@ def fit(
                 continue
             told.read(step, length, logged=logged, last=last)
             if saved or signal_name is not None:
+                told.keep()
                 checkpoints.save(step, state, config, told.means())
             if signal_name is not None:
                 checkpoints.wait()
@@ -150,6 +158,7 @@ def fit(
         if start < step < num_steps:
             told.read(step, 1, logged=True, last=True)
             if step % cadence.save:
+                told.keep()
                 checkpoints.save(step, state, config, told.means())
     checkpoints.wait()
     if step < num_steps:

@@ -11,7 +11,6 @@ import json
 import platform
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from jaxdiff.training.metrics_log import METRICS as METRICS
 from jaxdiff.training.metrics_log import MetricsLog as MetricsLog
 from jaxdiff.training.metrics_log import NoLog as NoLog
 from jaxdiff.training.metrics_log import read_metrics as read_metrics
+from jaxdiff.training.metrics_parts import MetricsParts as MetricsParts
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -70,7 +70,7 @@ def as_record(record: Record | Mapping[str, Any] | None) -> Record | None:
     return record._replace(config=json.loads(json.dumps(dict(record.config))))
 
 
-def recorded(run_dir: Path) -> Record | None:
+def recorded(run_dir: files.Path) -> Record | None:
     """Return what a folder says of its run, or None where it says nothing.
 
     Raises:
@@ -133,7 +133,7 @@ def random_numbers() -> dict[str, Any]:
     return {name: getattr(jax.config, name) for name in _SETTINGS}
 
 
-def check_random(run_dir: Path) -> None:
+def check_random(run_dir: files.Path) -> None:
     """Refuse to go on with a run whose random numbers were others.
 
     Raises:
@@ -153,7 +153,7 @@ def check_random(run_dir: Path) -> None:
         )
 
 
-def read_record(run_dir: Path) -> dict[str, Any] | None:
+def read_record(run_dir: files.Path) -> dict[str, Any] | None:
     """Return what `config.json` says, or None where there is none.
 
     Raises:
@@ -194,7 +194,7 @@ def _hash_of(record: Mapping[str, Any], free: Collection[str]) -> str:
 
 
 def reconcile(
-    run_dir: Path,
+    run_dir: files.Path,
     config: Mapping[str, Any],
     *,
     free: Collection[str] = (),
@@ -248,7 +248,7 @@ def reconcile(
 
 
 def write_record(
-    run_dir: Path,
+    run_dir: files.Path,
     config: Mapping[str, Any],
     *,
     free: Collection[str] = (),

@@ -7,14 +7,14 @@ is read. That is no damage: there are newer ones.
 import json
 import math
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdiff import files
 from jaxdiff.training import lock, step_folders
 from jaxdiff.training.state import frozen_of, with_frozen, without_frozen
-from jaxdiff.training.step_folders import CONFIG
+from jaxdiff.training.step_folders import CONFIG, StepFolders, Steps
 from jaxdiff.training.stored_tree import CheckpointError, named_leaves, read
 
 STATE = "state"
@@ -48,13 +48,14 @@ class SoundSteps:
 
     def __init__(
         self,
-        directory: Path,
+        directory: files.Path,
         config: Mapping[str, Any] | None,
         free: Collection[str],
         report: Callable[[str], None],
     ) -> None:
         """Name a directory; for the arguments see `Checkpoints`."""
         self.directory = directory
+        self.kept = _kept_in(directory)
         self.damaged: set[int] = set()
         self._config, self._free, self._report = config, free, report
         self._reported: set[str] = set()
@@ -67,7 +68,7 @@ class SoundSteps:
             CheckpointError: if the directory cannot be read.
         """
         try:
-            return step_folders.steps(self.directory)
+            return self.kept.steps()
         except OSError as error:
             raise CheckpointError(f"{self.directory} cannot be read: {error.strerror}.") from error
 
@@ -76,18 +77,25 @@ class SoundSteps:
         found = []
         for step in self.steps():
             try:
-                text = (self.directory / str(step) / METRICS).read_bytes()
-                value = float(json.loads(text)[metric])
-            except (OSError, ValueError, LookupError, TypeError):  # saved without it, or damaged
+                value = float(self.metrics(step)[metric])
+            except (ValueError, LookupError, TypeError):  # saved without it, or damaged
                 continue
             if math.isfinite(value):
                 found.append((value, step))
         return min(found)[1] if found else None
 
+    def metrics(self, step: int) -> dict[str, Any]:
+        """Return what was measured of a step when it was saved; nothing where it does not say."""
+        try:
+            found = json.loads((self.directory / str(step) / METRICS).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def newest(self) -> int:
         """Find the newest sound step, reporting those that are not, or `NOTHING...`."""
         if not lock.is_saved_to(self.directory):  # else they are at work
-            for path in step_folders.leftovers(self.directory):
+            for path in self.kept.leftovers():
                 self._report_once(f"{path} is incomplete: an unfinished save; it is not used.")
         while True:
             steps = self.steps()
@@ -131,10 +139,11 @@ class SoundSteps:
         """
         folder = self.directory / str(step)
         try:
-            contents = step_folders.contents(folder)
-            state = read(folder / STATE, without_frozen(target), contents.get("keys", {}))
-            state = with_frozen(state, frozen_of(target))
-            restored = Restored(step, state, json.loads((folder / CONFIG).read_bytes()))
+            with self.kept.opened(step) as local:
+                contents = step_folders.contents(local)
+                state = read(local / STATE, without_frozen(target), contents.get("keys", {}))
+                state = with_frozen(state, frozen_of(target))
+                restored = Restored(step, state, json.loads((local / CONFIG).read_bytes()))
         except Exception as error:
             if folder.is_dir():
                 raise
@@ -157,9 +166,17 @@ class SoundSteps:
         """Tell what is wrong with a step, None where it is sound."""
         if step in self._copies:
             return self._copies[step]
-        return step_folders.find_damage(self.directory, step, self._config, self._free)
+        return self.kept.find_damage(step, self._config, self._free)
 
     def _report_once(self, message: str) -> None:
         if message not in self._reported:
             self._reported.add(message)
             self._report(message)
+
+
+def _kept_in(directory: files.Path) -> Steps:
+    if files.is_stored(directory):
+        from jaxdiff.training.step_objects import StepObjects
+
+        return StepObjects(directory)
+    return StepFolders(directory)

@@ -10,53 +10,213 @@
 
 A folder is written under its `.tmp` name, sealed, and then renamed; deletion goes the other way:
 renamed first, then emptied. So a folder with a plain number is whole whenever the process dies.
+In an object store, which renames nothing, the seal itself commits: `step_objects`.
 """
 
 import contextlib
 import json
 import re
-import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from jaxdiff import files
 from jaxdiff.training import checksums
 from jaxdiff.training.checksums import flush, seal
 
 CONFIG = "config.json"
 CONTENTS = "checkpoint.json"
-_COMMITTED = re.compile(r"0|[1-9][0-9]*")
+COMMITTED = re.compile(r"0|[1-9][0-9]*")
 _STAGED = re.compile(r"[0-9]+\.tmp")
 _LEFT_OVER = re.compile(r"[0-9]+\..*tmp.*")  # orbax's own temporary names as well
 
 
-def steps(directory: Path) -> list[int]:
-    """List the committed steps, oldest first, without verifying them."""
-    if not directory.is_dir():
-        return []
-    folders = (path for path in directory.iterdir() if path.is_dir())
-    return sorted(int(path.name) for path in folders if _COMMITTED.fullmatch(path.name))
+class Steps(Protocol):
+    """The checkpoints of a directory, one a step, each of them whole or not there."""
+
+    def steps(self) -> list[int]:
+        """List the committed steps, oldest first, without verifying them."""
+
+    def leftovers(self) -> list[files.Path]:
+        """List what an unfinished save or deletion left behind."""
+
+    def stage(self, step: int, spread: bool) -> files.Path:
+        """Make and return the folder in which a step is written; nothing is left there.
+
+        Args:
+            step: which.
+            spread: whether several processes write parts of it there.
+        """
+
+    def staged(self, step: int, spread: bool) -> files.Path:
+        """Name that folder; where it is spread, in any process."""
+
+    def unstage(self, step: int) -> None:
+        """Delete what was written of a step that is not to be."""
+
+    def opened(self, step: int) -> contextlib.AbstractContextManager[Path]:
+        """Give a local folder that holds a step, while the block runs."""
+
+    def find_damage(
+        self, step: int, config: Mapping[str, Any] | None, free: Collection[str]
+    ) -> str | None:
+        """Tell what is wrong with a step, as :func:`damage_of` does."""
+
+    def commit(
+        self,
+        step: int,
+        keys: Mapping[str, str],
+        damage_of: Callable[[int], str | None],
+    ) -> str | None:
+        """Seal a staged step, and let it be there from one instant to the next.
+
+        A sound one of that number stays, and the staged one goes; a damaged one is put aside.
+        Killed meanwhile, the run has its earlier checkpoints.
+
+        Args:
+            step: the one that was staged.
+            keys: the leaves that are random keys, and of which kind.
+            damage_of: step -> what is wrong with the one there is, None where it is sound.
+
+        Returns:
+            What was found in the place, for the user; None if it was free.
+        """
+
+    def prune(
+        self,
+        newest: int,
+        *,
+        keep_last: int,
+        keep_every: int | None,
+        keep: Collection[int] = (),
+        spare: Collection[int] = (),
+    ) -> None:
+        """Delete old checkpoints and what unfinished saves left.
+
+        Args:
+            newest: the step just committed. Later ones belong to a run that was rewound: they stay.
+            keep_last: how many steps up to `newest` stay.
+            keep_every: multiples of this step stay.
+            keep: steps that stay, whatever their age.
+            spare: damaged steps: neither counted nor deleted.
+        """
+
+    def close(self) -> None:
+        """Let go of what is held on the local disk of a step that was verified and not read."""
 
 
-def leftovers(directory: Path) -> list[Path]:
-    """List what an unfinished save or deletion left behind."""
-    if not directory.is_dir():
-        return []
-    return sorted(path for path in directory.iterdir() if _LEFT_OVER.fullmatch(path.name))
+class StepFolders:
+    """The steps of a directory on a disk."""
+
+    def __init__(self, directory: Path) -> None:
+        """Name the directory, which holds one folder a step."""
+        self.directory = directory
+
+    def steps(self) -> list[int]:
+        """See `Steps`."""
+        if not self.directory.is_dir():
+            return []
+        folders = (path for path in self.directory.iterdir() if path.is_dir())
+        return sorted(int(path.name) for path in folders if COMMITTED.fullmatch(path.name))
+
+    def leftovers(self) -> list[files.Path]:
+        """See `Steps`."""
+        if not self.directory.is_dir():
+            return []
+        found = (path for path in self.directory.iterdir() if _LEFT_OVER.fullmatch(path.name))
+        return [*sorted(found)]
+
+    def stage(self, step: int, spread: bool) -> Path:
+        """See `Steps`."""
+        staged = self.staged(step)
+        files.remove_tree(staged)
+        staged.mkdir(parents=True)
+        return staged
+
+    def staged(self, step: int, spread: bool = False) -> Path:
+        """See `Steps`."""
+        return self.directory / f"{step}.tmp"
+
+    def unstage(self, step: int) -> None:
+        """See `Steps`."""
+        files.remove_tree(self.staged(step))
+
+    @contextlib.contextmanager
+    def opened(self, step: int) -> Iterator[Path]:
+        """See `Steps`."""
+        yield self.directory / str(step)
+
+    def find_damage(
+        self, step: int, config: Mapping[str, Any] | None, free: Collection[str]
+    ) -> str | None:
+        """See `Steps`."""
+        return damage_of(self.directory / str(step), step, config, free)
+
+    def commit(
+        self, step: int, keys: Mapping[str, str], damage_of: Callable[[int], str | None]
+    ) -> str | None:
+        """See `Steps`."""
+        folder, message = self.directory / str(step), None
+        made = self.staged(step)
+        describe(made, step, keys)
+        seal(made)
+        if folder.exists():
+            damage = damage_of(step)
+            if damage is None:
+                return f"{folder} already holds a sound checkpoint; it is kept."
+            aside = free_name(folder)
+            folder.rename(aside)
+            message = f"{folder} is {damage}; moved to {aside}."
+        made.rename(folder)
+        flush(self.directory)
+        return message
+
+    def prune(
+        self,
+        newest: int,
+        *,
+        keep_last: int,
+        keep_every: int | None,
+        keep: Collection[int] = (),
+        spare: Collection[int] = (),
+    ) -> None:
+        """See `Steps`."""
+        candidates = [step for step in self.steps() if step <= newest and step not in spare]
+        for step in superseded(candidates, keep_last, keep_every, keep):
+            self.unstage(step)
+            (self.directory / str(step)).rename(self.staged(step))
+        for path in self.directory.iterdir():
+            if _STAGED.fullmatch(path.name):
+                files.remove_tree(path)
+
+    def close(self) -> None:
+        """See `Steps`: nothing is held."""
 
 
-def staged(directory: Path, step: int) -> Path:
-    """Name the folder in which a step is written."""
-    return directory / f"{step}.tmp"
+def superseded(
+    candidates: list[int], keep_last: int, keep_every: int | None, keep: Collection[int]
+) -> list[int]:
+    """Return which of some sound steps, oldest first, are to go; see :meth:`Steps.prune`."""
+    return [
+        step
+        for step in candidates[:-keep_last]
+        if step not in keep and (keep_every is None or step % keep_every)
+    ]
 
 
-def clear(path: Path) -> None:
-    """Delete what is in the place of a staged folder; a link or a file goes itself."""
-    if path.is_symlink() or path.is_file():
-        with contextlib.suppress(OSError):
-            path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+def describe(made: Path, step: int, keys: Mapping[str, str]) -> None:
+    """Write into a staged folder which step it is, what files it has and which leaves are keys."""
+    about = {"step": step, "files": checksums.names(made), "keys": dict(keys)}
+    (made / CONTENTS).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def free_name(folder: Any) -> Any:
+    """Return where a damaged step is put aside: beside it, under a name that is free."""
+    aside, count = folder.with_name(f"{folder.name}.corrupt"), 1
+    while aside.exists():
+        count += 1
+        aside = folder.with_name(f"{folder.name}.corrupt-{count}")
+    return aside
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -65,8 +225,8 @@ def contents(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_bytes())) if path.exists() else {}
 
 
-def find_damage(
-    directory: Path,
+def damage_of(
+    folder: Path,
     step: int,
     config: Mapping[str, Any] | None = None,
     free: Collection[str] = (),
@@ -74,8 +234,8 @@ def find_damage(
     """Tell what is wrong with a step's folder: altered, of another step, or of another run.
 
     Args:
-        directory: holds one folder a step.
-        step: the one to look at.
+        folder: a local one.
+        step: which it should be.
         config: that of the run, None where any will do. Fields that are in one of two configs only
             came with a version, and do not tell runs apart.
         free: fields that may differ.
@@ -83,7 +243,6 @@ def find_damage(
     Returns:
         None if it is sound; otherwise "corrupt (...)" or "incomplete (...)", saying why.
     """
-    folder = directory / str(step)
     damage = checksums.find_damage(folder, CONTENTS)
     if damage is not None:
         return damage
@@ -101,72 +260,3 @@ def find_damage(
         if asked[name] != sealed[name]
     )
     return f"corrupt (it is another run's: {differing})" if differing else None
-
-
-def commit(
-    directory: Path,
-    step: int,
-    keys: Mapping[str, str],
-    damage_of: Callable[[int], str | None],
-) -> str | None:
-    """Seal a staged folder and give it its plain name.
-
-    A sound folder of that name stays, and the staged one is left to `prune`; a damaged one is
-    put aside. Killed between these two renames, the run has its earlier checkpoints.
-
-    Args:
-        directory: holds one folder a step.
-        step: the one that was staged.
-        keys: the leaves that are random keys, and of which kind.
-        damage_of: step -> what is wrong with a folder of that step, None where it is sound.
-
-    Returns:
-        What was found in the place, for the user; None if it was free.
-    """
-    folder, message = directory / str(step), None
-    made = staged(directory, step)
-    about = {"step": step, "files": checksums.names(made), "keys": dict(keys)}
-    (made / CONTENTS).write_text(json.dumps(about, indent=1) + "\n")
-    seal(made)
-    if folder.exists():
-        damage = damage_of(step)
-        if damage is None:
-            return f"{folder} already holds a sound checkpoint; it is kept."
-        aside, count = directory / f"{step}.corrupt", 1
-        while aside.exists():
-            count += 1
-            aside = directory / f"{step}.corrupt-{count}"
-        folder.rename(aside)
-        message = f"{folder} is {damage}; moved to {aside}."
-    made.rename(folder)
-    flush(directory)
-    return message
-
-
-def prune(
-    directory: Path,
-    newest: int,
-    *,
-    keep_last: int,
-    keep_every: int | None,
-    keep: Collection[int] = (),
-    spare: Collection[int] = (),
-) -> None:
-    """Delete old checkpoints and what unfinished saves left.
-
-    Args:
-        directory: holds one folder a step; nothing is being staged in it.
-        newest: the step just committed. Later ones belong to a run that was rewound: they stay.
-        keep_last: how many steps up to `newest` stay.
-        keep_every: multiples of this step stay.
-        keep: steps that stay, whatever their age.
-        spare: damaged steps: neither counted nor deleted.
-    """
-    candidates = [step for step in steps(directory) if step <= newest and step not in spare]
-    for step in candidates[:-keep_last]:
-        if step not in keep and (keep_every is None or step % keep_every):
-            clear(staged(directory, step))
-            (directory / str(step)).rename(staged(directory, step))
-    for path in directory.iterdir():
-        if _STAGED.fullmatch(path.name):
-            clear(path)

@@ -4,7 +4,7 @@
 
     directory/config.json      what the run is, where a record is given
     directory/checkpoints/     states, sealed by checksums; the newest sound one is where it goes on
-    directory/metrics.jsonl    one object a logged step
+    directory/metrics.jsonl    one object a logged step; in a store by parts, see `metrics_parts`
     directory/nonfinite.json   what repeats the step whose loss or gradient was not finite
 
 A run that was stopped, killed or moved to other devices ends as the one that was not: batches and
@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -98,7 +97,8 @@ def fit(
     `jax.distributed` every process makes it.
 
     Args:
-        directory: of the run; made if missing. One process at a time writes there.
+        directory: of the run, a path or a URL in an object store; made if missing. One process at
+            a time writes there.
         make_state: makes the state before the first update, such as
             ``lambda: update.init(params)``; traced, so that a state that is split is made where it
             belongs. Large parameters it should make itself: see `nn.deferred`.
@@ -183,9 +183,9 @@ def open_checkpoints(
         ValueError: likewise.
         CheckpointError: likewise.
     """
-    record = runs.as_record(record) or runs.recorded(Path(directory))
+    record = runs.as_record(record) or runs.recorded(files.to_path(directory))
     return Checkpoints(
-        Path(directory) / runs.CHECKPOINTS,
+        files.to_path(directory) / runs.CHECKPOINTS,
         keep_last=keep.last,
         keep_every=keep.every,
         keep_best=keep.best,
@@ -290,7 +290,7 @@ def _agree(record: Record | None, key: Key, num_steps: int, cadence: Cadence) ->
 
 @contextlib.contextmanager
 def _saying(
-    folder: Path, start: int, record: Record | None, work: Work, key: Key, report: Report
+    folder: files.Path, start: int, record: Record | None, work: Work, key: Key, report: Report
 ) -> Iterator[Telling]:
     """Open the log, write the record, and write down what repeats a step that is not finite.
 
@@ -306,7 +306,8 @@ def _saying(
         return
     # First what may be found wrong: until then the record says what it said.
     board = folder / TENSORBOARD if report.tensorboard else None
-    log = runs.MetricsLog(folder / runs.METRICS, after=start, tensorboard=board)
+    open_log = runs.MetricsParts if files.is_stored(folder) else runs.MetricsLog
+    log = open_log(folder / runs.METRICS, after=start, tensorboard=board)
     profile = (folder / PROFILE, report.profile_steps) if report.profile_steps else None
     with contextlib.closing(log):
         if record is not None:

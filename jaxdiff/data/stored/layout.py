@@ -2,8 +2,8 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,17 @@ from jaxdiff.typing import PyTree
 INDEX = "index.json"
 FORMAT = 1
 SHARD_SIZE = 8192
+ARRAYS = re.compile(r"\d{5,}-\d+\.npy")
+"""Names of the files of shards."""
 
 Flat = dict[str, np.ndarray]
 """Arrays by their path in the tree, its names joined by slashes."""
 
 
-def place(folder: str | os.PathLike[str]) -> Path:
-    """Return where a folder is."""
-    return Path(os.path.abspath(os.path.expanduser(os.fspath(folder))))
+def place(folder: str | os.PathLike[str]) -> files.Path:
+    """Return where a folder is, on a disk or in an object store."""
+    text = os.fspath(folder)
+    return files.to_path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 
 def flat(name: str, fields: Any) -> Flat:
@@ -65,7 +68,7 @@ def nested(shard: Flat) -> dict[str, PyTree]:
     return made
 
 
-def write_arrays(folder: Path, number: int, shard: Flat) -> dict[str, Any]:
+def write_arrays(folder: files.Path, number: int, shard: Flat) -> dict[str, Any]:
     """Write the arrays of a shard, each file whole; return what the index says of them."""
     said = {}
     for position, (name, array) in enumerate(shard.items()):
@@ -93,25 +96,47 @@ def index_of(
     }
 
 
-def damage(path: Path, said: Mapping[str, Any], *, verify: bool = True) -> str | None:
+def damage(
+    path: files.Path,
+    said: Mapping[str, Any],
+    *,
+    verify: bool = True,
+    sizes: Mapping[str, int] | None = None,
+) -> str | None:
     """Return what is wrong with a file, as far as its size and checksum tell; None if nothing is.
 
     Args:
         path: of the file.
         said: its "bytes" and "sha256".
         verify: whether to read it for its checksum.
+        sizes: of the files there, by name, as `sizes_in` gives them.
     """
     try:
-        size = path.stat().st_size
+        if sizes is None:
+            size = path.stat().st_size
+        elif path.name in sizes:
+            size = sizes[path.name]
+        else:
+            return f"{path} cannot be read: there is no such object."
         if size != said["bytes"]:
             return f"{path} is damaged: it has {size} bytes, {said['bytes']} were written."
         if verify:
             with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != said["sha256"]:
-                    return f"{path} is damaged: it does not match its checksum."
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != said["sha256"]:
+                return f"{path} is damaged: it does not match its checksum."
     except OSError as error:
         return f"{path} cannot be read: {error}."
     return None
+
+
+def sizes_in(folder: files.Path) -> dict[str, int] | None:
+    """Return the sizes of what is in a folder of an object store, which asks once; None on a disk.
+
+    Raises:
+        OSError: if the store cannot be asked.
+    """
+    return files.sizes(folder) if files.is_stored(folder) else None
 
 
 class Field:
@@ -125,7 +150,7 @@ class Field:
         """Return what an index says."""
         return cls(np.dtype(said["dtype"]), tuple(said["shape"]))
 
-    def map(self, path: Path, count: int) -> np.ndarray:
+    def map(self, path: files.Path, count: int) -> np.ndarray:
         """Map a file of `count` rows into memory.
 
         Raises:

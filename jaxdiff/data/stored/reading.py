@@ -2,16 +2,19 @@
 
 import json
 import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxdiff import files
 from jaxdiff.data.errors import NotPreparedError, UnreadableError
 from jaxdiff.data.stored import layout
 from jaxdiff.data.stored.layout import FORMAT, INDEX, Flat
 from jaxdiff.data.stored.sharded import how_far
 from jaxdiff.typing import PyTree
+
+if TYPE_CHECKING:
+    from jaxdiff.files.stores import StorePath
 
 
 def open(folder: str | os.PathLike[str], *, verify: bool = True) -> "Stored":  # noqa: A001
@@ -20,7 +23,8 @@ def open(folder: str | os.PathLike[str], *, verify: bool = True) -> "Stored":  #
     Args:
         folder: as given to `write` or `write_shards`.
         verify: compare each file with its checksum, which reads all of them once. Their sizes are
-            compared in any case.
+            compared in any case. Of an object store each file is copied to the local disk once, to
+            a place without a name, which the system frees with the last reader.
 
     Raises:
         NotPreparedError: a FileNotFoundError and ValueError, if there is none, or it is not
@@ -43,7 +47,10 @@ def open(folder: str | os.PathLike[str], *, verify: bool = True) -> "Stored":  #
                 f"{place / INDEX} has format {index['format']!r}; this version reads {FORMAT}."
             )
         fields = {n: layout.Field.of(said) for n, said in index["fields"].items()}
-        shards = [_mapped(place, fields, shard, verify) for shard in index["shards"]]
+        if files.is_stored(place):
+            shards = [_copied(place, fields, shard, verify) for shard in index["shards"]]
+        else:
+            shards = [_mapped(place, fields, shard, verify) for shard in index["shards"]]
         counts = [int(shard["num_examples"]) for shard in index["shards"]]
         if not shards or not fields or sum(counts) != index["num_examples"]:
             raise UnreadableError(f"{place / INDEX} does not add up.")
@@ -92,7 +99,7 @@ class Stored:
 
 
 def _mapped(
-    place: Path, fields: dict[str, layout.Field], shard: dict[str, Any], verify: bool
+    place: files.Path, fields: dict[str, layout.Field], shard: dict[str, Any], verify: bool
 ) -> Flat:
     """Map the files of a shard.
 
@@ -106,3 +113,24 @@ def _mapped(
             raise UnreadableError(f"{wrong} Write the store again.")
         found[name] = field.map(place / said["name"], int(shard["num_examples"]))
     return found
+
+
+def _copied(
+    place: "StorePath", fields: dict[str, layout.Field], shard: dict[str, Any], verify: bool
+) -> Flat:
+    """Map copies of the files of a shard, whose names go at once: the maps hold what is in them.
+
+    Raises:
+        UnreadableError: if one is not what was written.
+    """
+    with files.scratch() as scratch:
+        for name in fields:
+            file = shard["files"][name]["name"]
+            try:
+                (place / file).get(scratch / file)
+            except OSError as error:
+                raise UnreadableError(f"{place / file} cannot be read: {error}.") from error
+        try:
+            return _mapped(scratch, fields, shard, verify)
+        except UnreadableError as error:
+            raise UnreadableError(str(error).replace(f"{scratch}", f"{place}")) from error

@@ -13,16 +13,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from jaxdiff import checks, files
 from jaxdiff.data.stored import layout
-from jaxdiff.data.stored.layout import FORMAT, INDEX, SHARD_SIZE, Flat
+from jaxdiff.data.stored.layout import ARRAYS, FORMAT, INDEX, SHARD_SIZE, Flat
 from jaxdiff.typing import PyTree
 
 _RECORD = re.compile(r"\d{5,}\.json")
-_ARRAYS = re.compile(r"\d{5,}-\d+\.npy")
 
 Record = dict[str, Any]
 """{"of": what the store is of, "num_examples": rows, "files": by field}, of one shard."""
@@ -74,7 +72,8 @@ def write_shards(
     place.mkdir(parents=True, exist_ok=True)
     records = _records(place, plan)
     own = range(number, plan.num_shards, count)
-    there = {i for i in own if i in records and _is_sound(place, records[i])}
+    sizes = layout.sizes_in(place)
+    there = {i for i in own if i in records and _is_sound(place, records[i], sizes)}
     wanted = [i for i in own if i not in there]
     if wanted:
         for name in (INDEX, *map(_name, wanted)):  # so that what is made anew is not there
@@ -95,7 +94,7 @@ def write_shards(
     _finish(place, plan)
 
 
-def how_far(place: Path) -> str | None:
+def how_far(place: files.Path) -> str | None:
     """Return how many shards are there of a store that is not finished; None if none is begun."""
     names = _names(place)
     records = (_read(place / name) for name in names if _RECORD.fullmatch(name))
@@ -103,7 +102,7 @@ def how_far(place: Path) -> str | None:
         plan = _Plan(*(record["of"][field.name] for field in dataclasses.fields(_Plan)))
         there = [i for i in range(plan.num_shards) if _read(place / _name(i)) is not None]
         return f"{len(there)} of {plan.num_shards} shards are there"
-    begun = any(_RECORD.fullmatch(name) or _ARRAYS.fullmatch(name) for name in names)
+    begun = any(_RECORD.fullmatch(name) or ARRAYS.fullmatch(name) for name in names)
     return "none of its shards is there" if begun else None
 
 
@@ -143,7 +142,7 @@ class _Plan:
         """Return what the record of each shard says that it is of."""
         return dataclasses.asdict(self) | {"fields": dict(fields)}
 
-    def refuse_another(self, place: Path, record: Record) -> None:
+    def refuse_another(self, place: files.Path, record: Record) -> None:
         """Refuse a shard of another store.
 
         Raises:
@@ -173,7 +172,7 @@ def _share(mine: Any) -> tuple[int, int]:
 
 
 def _made(
-    place: Path,
+    place: files.Path,
     make: Callable[[int, int], Mapping[str, PyTree]],
     first: int,
     last: int,
@@ -205,14 +204,14 @@ def _name(number: int) -> str:
     return f"{number:05d}.json"
 
 
-def _names(place: Path) -> list[str]:
+def _names(place: files.Path) -> list[str]:
     """List what is in a folder, but for what is hidden: of file managers, or left by a kill."""
     if not place.is_dir():
         return []
-    return sorted(name for name in os.listdir(place) if not name.startswith("."))
+    return sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
 
 
-def _refuse_others(place: Path) -> None:
+def _refuse_others(place: files.Path) -> None:
     """Refuse a folder that holds something, but nothing of a store made by shards.
 
     Raises:
@@ -223,12 +222,12 @@ def _refuse_others(place: Path) -> None:
         raise FileExistsError(
             f"`folder` {place} holds a store that was written whole. Take another, or remove it."
         )
-    ours = any(_RECORD.fullmatch(name) or _ARRAYS.fullmatch(name) for name in names)
+    ours = any(_RECORD.fullmatch(name) or ARRAYS.fullmatch(name) for name in names)
     if (names and not ours) or (place.exists() and not place.is_dir()):
         raise FileExistsError(f"`folder` {place} holds something already. Take another.")
 
 
-def _records(place: Path, plan: _Plan) -> dict[int, Record]:
+def _records(place: files.Path, plan: _Plan) -> dict[int, Record]:
     """Return the records that can be read, by their shard.
 
     Raises:
@@ -242,7 +241,7 @@ def _records(place: Path, plan: _Plan) -> dict[int, Record]:
     return found
 
 
-def _read(path: Path) -> Record | None:
+def _read(path: files.Path) -> Record | None:
     """Return a record, or None if it is not there or not as it was written."""
     try:
         text = path.read_bytes()
@@ -259,14 +258,16 @@ def _sealed(record: Record) -> str:
     return json.dumps(whole, indent=1) + "\n"
 
 
-def _is_sound(place: Path, record: Record, *, verify: bool = True) -> bool:
+def _is_sound(
+    place: files.Path, record: Record, sizes: Mapping[str, int] | None, *, verify: bool = True
+) -> bool:
     return not any(
-        layout.damage(place / said["name"], said, verify=verify)
+        layout.damage(place / said["name"], said, verify=verify, sizes=sizes)
         for said in record["files"].values()
     )
 
 
-def _fields(place: Path, records: Mapping[int, Record]) -> dict[str, Any] | None:
+def _fields(place: files.Path, records: Mapping[int, Record]) -> dict[str, Any] | None:
     """Return the fields that all shards there have; None if there is none.
 
     Raises:
@@ -284,14 +285,15 @@ def _fields(place: Path, records: Mapping[int, Record]) -> dict[str, Any] | None
     return fields
 
 
-def _finish(place: Path, plan: _Plan) -> None:
+def _finish(place: files.Path, plan: _Plan) -> None:
     """Write the index if all shards are there."""
     records = _records(place, plan)
     fields = _fields(place, records)
     if fields is None or any(i not in records for i in range(plan.num_shards)):
         return
     ordered = [records[i] for i in range(plan.num_shards)]
-    if not all(_is_sound(place, record, verify=False) for record in ordered):
+    sizes = layout.sizes_in(place)
+    if not all(_is_sound(place, record, sizes, verify=False) for record in ordered):
         return
     shards = [{key: record[key] for key in ("num_examples", "files")} for record in ordered]
     text = json.dumps(layout.index_of(fields, plan.attributes, shards), indent=1) + "\n"

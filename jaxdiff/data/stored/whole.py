@@ -1,5 +1,6 @@
 """A store of what comes, rows by rows, whole or not at all."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,7 +27,8 @@ def write(
     """Write a store, whole or not at all.
 
     If the process is killed, nothing is at `folder`; a hidden folder that it leaves beside it may
-    be deleted. What takes hours to make is better made by `write_shards`, which goes on.
+    be deleted. In an object store files without an index are left, which the next call deletes.
+    What takes hours to make is better made by `write_shards`, which goes on.
 
     Args:
         folder: must not exist, or be empty.
@@ -45,25 +47,51 @@ def write(
     shard_size = checks.count("shard_size", shard_size)
     text = json.dumps(dict(attributes or {}))
     final = layout.place(folder)
+    if files.is_stored(final):
+        _write_in_store(final, _shards(examples, shard_size), json.loads(text))
+        return
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise FileExistsError(f"`folder` {final} holds something already. Take another.")
     final.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
     try:
-        fields: dict[str, Any] | None = None
-        shards: list[dict[str, Any]] = []
-        for shard in _shards(examples, shard_size):
-            fields = layout.fields_of(shard)
-            shards.append(layout.write_arrays(scratch, len(shards), shard))
-        if fields is None:
-            raise ValueError("`examples` must give one at least; it gave none.")
-        index = layout.index_of(fields, json.loads(text), shards)
-        files.write_text(scratch / INDEX, json.dumps(index, indent=1) + "\n")
+        _write(scratch, _shards(examples, shard_size), json.loads(text))
         os.chmod(scratch, 0o777 & ~_umask())
         os.replace(scratch, final)
         files.flush(final.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write(folder: files.Path, made: Iterator[Flat], attributes: Mapping[str, Any]) -> None:
+    """Write shards and, last, their index."""
+    fields: dict[str, Any] | None = None
+    shards: list[dict[str, Any]] = []
+    for shard in made:
+        fields = layout.fields_of(shard)
+        shards.append(layout.write_arrays(folder, len(shards), shard))
+    if fields is None:
+        raise ValueError("`examples` must give one at least; it gave none.")
+    index = layout.index_of(fields, attributes, shards)
+    files.write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
+
+
+def _write_in_store(final: files.Path, made: Iterator[Flat], attributes: Mapping[str, Any]) -> None:
+    """Write in its place, where nothing is renamed: what has no index is no store, but a leftover.
+
+    Raises:
+        FileExistsError: if anything else is there.
+    """
+    names = files.names(final)
+    if INDEX in names or not all(map(layout.ARRAYS.fullmatch, names)):
+        raise FileExistsError(f"`folder` {final} holds something already. Take another.")
+    files.remove_tree(final)
+    try:
+        _write(final, made, attributes)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.remove_tree(final)
+        raise
 
 
 def _shards(examples: Iterable[Mapping[str, PyTree]], size: int) -> Iterator[Flat]:

@@ -1,9 +1,9 @@
 """Files that are written whole or not at all, whenever the process dies or the disk is full.
 
-A file is written beside its place under a hidden name that nobody can foresee, opened so that
-nothing already there is followed or overwritten, flushed to the disk, and only then renamed. What a
-kill leaves is locked by nobody, which is how the next writer of the same file knows that it may be
-deleted.
+On a disk a file is written beside its place under a hidden name that nobody can foresee, opened so
+that nothing already there is followed or overwritten, flushed to the disk, and only then renamed.
+What a kill leaves is locked by nobody, which is how the next writer of the same file knows that it
+may be deleted. In a store an object is whole of itself: it is made on the local disk, then sent.
 """
 
 import contextlib
@@ -11,11 +11,14 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from jaxdiff.files import paths
 
 try:
     import fcntl
@@ -30,7 +33,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a binary file, to be written in the block, that takes its name when the block ends well.
 
     Args:
-        path: the file, in a folder that exists; replaced if it is there.
+        path: the file, in a folder that exists, or an object's URL; replaced if it is there.
 
     Yields:
         A file that can be sought in; `figure.savefig(file, format="png")` and
@@ -39,7 +42,14 @@ def whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Raises:
         OSError: if it cannot be written, naming `path`; what was there before is then as it was.
     """
-    path = Path(path)
+    place = paths.to_path(path)
+    if paths.is_stored(place):
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            place.put(Path(file.name))
+        return
+    path = Path(place)
     staged: Path | None = None
     try:
         descriptor, staged = _open_staged(path)
@@ -106,8 +116,12 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def hold(descriptor: int) -> bool | None:
+def hold(descriptor: int, *, shared: bool = False) -> bool | None:
     """Lock an open file for as long as this process has it open; the kernel releases it.
+
+    Args:
+        descriptor: of the file.
+        shared: with others who share it, as readers do.
 
     Returns:
         True if it is held now, False if another process holds it, None where files cannot be
@@ -116,7 +130,7 @@ def hold(descriptor: int) -> bool | None:
     if fcntl is None:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks
