@@ -11,6 +11,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from jaxdiff import files
 
 BUCKET = "bucket"
@@ -72,6 +74,17 @@ def _served(command: list[object], port: int, log: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+
+
+def bucket(*schemes: object) -> object:
+    """Make the fixture `bucket` of a test module: of a store of each scheme, served throughout."""
+
+    @pytest.fixture(scope="module", params=schemes, name="bucket")
+    def served(request, tmp_path_factory):
+        with opened(request.param, tmp_path_factory.mktemp("server")) as found:
+            yield found
+
+    return served
 
 
 @contextlib.contextmanager

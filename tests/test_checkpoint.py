@@ -530,7 +530,7 @@ class Killed(BaseException):
         (checksums, "flush", 0),  # sealed, not flushed
         (Path, "rename", 1),  # the damaged step 30 is aside, its successor not in place
         (step_folders, "flush", 0),  # in place, directory not flushed
-        (step_folders.StepFolders, "prune", 0),  # committed, not pruned
+        (step_folders, "prune", 0),  # committed, not pruned
         (Path, "rename", 2),  # about to put an old one under its deletion name
         (shutil, "rmtree", 2),  # the old one renamed, not emptied
         (os, "unlink", 1),  # halfway through emptying it

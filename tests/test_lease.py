@@ -25,10 +25,7 @@ with lock.writing(sys.argv[1]):
 """
 
 
-@pytest.fixture(scope="module", params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
-def bucket(request, tmp_path_factory):
-    with servers.opened(request.param, tmp_path_factory.mktemp("server")) as opened:
-        yield opened
+bucket = servers.bucket("gs", pytest.param("s3", marks=pytest.mark.slow))
 
 
 @pytest.fixture

@@ -302,11 +302,7 @@ def test_what_a_log_shows_is_said(folder):
 # --- In a store -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    log = tmp_path_factory.mktemp("server") / "log"
-    with servers.gcs(log) as environment, servers.led_to(environment):
-        yield files.to_path(f"gs://{servers.BUCKET}")
+bucket = servers.bucket("gs")
 
 
 @pytest.fixture

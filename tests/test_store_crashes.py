@@ -29,16 +29,12 @@ from jaxdiff import files
 from jaxdiff.training import run as runs
 from jaxdiff.training.checkpoint import Checkpoints
 
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    with servers.opened("gs", tmp_path_factory.mktemp("server")) as opened:
-        yield opened
+bucket = servers.bucket("gs")
 
 
 @pytest.fixture
 def folder(bucket, request):
-    return bucket / f"runs of tests/{request.node.name}"
+    return bucket / f"runs of tests/{request.node.originalname}"
 
 
 def begun(folder, checkpoint_every=5, env=None):

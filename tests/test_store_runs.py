@@ -27,11 +27,7 @@ from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.program import Steps
 from jaxdiff.training.telling import Telling
 
-
-@pytest.fixture(scope="module", params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
-def bucket(request, tmp_path_factory):
-    with servers.opened(request.param, tmp_path_factory.mktemp("server")) as opened:
-        yield opened
+bucket = servers.bucket("gs", pytest.param("s3", marks=pytest.mark.slow))
 
 
 @pytest.fixture

@@ -325,11 +325,7 @@ def test_tensorboards_files_are_no_progress(tmp_path):
 # --- In a store -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    log = tmp_path_factory.mktemp("server") / "log"
-    with servers.gcs(log) as environment, servers.led_to(environment):
-        yield files.to_path(f"gs://{servers.BUCKET}")
+bucket = servers.bucket("gs")
 
 
 @pytest.fixture

@@ -224,9 +224,9 @@ class StorePath(_StoredPath):
         """Refuse: a store would copy, which a kill leaves half done.
 
         Raises:
-            NotImplementedError: always.
+            io.UnsupportedOperation: an OSError, always.
         """
-        raise NotImplementedError(f"{self} cannot be renamed in one step: it is in a store.")
+        raise io.UnsupportedOperation(f"{self} cannot be renamed in one step: it is in a store.")
 
     replace = rename
 

@@ -33,7 +33,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdiff import checks, files
-from jaxdiff.training import folders, lock
+from jaxdiff.training import folders, lock, step_folders
 from jaxdiff.training.sound_steps import (
     METRICS,
     NOTHING,
@@ -326,7 +326,8 @@ class Checkpoints:
                 self._report(message)
             self._stored.replaced(step)
             best = None if self._keep_best is None else self.best(self._keep_best)
-            self._kept.prune(
+            step_folders.prune(
+                self._kept,
                 step,
                 keep_last=self._keep_last,
                 keep_every=self._keep_every,

@@ -82,24 +82,11 @@ class Steps(Protocol):
             What was found in the place, for the user; None if it was free.
         """
 
-    def prune(
-        self,
-        newest: int,
-        *,
-        keep_last: int,
-        keep_every: int | None,
-        keep: Collection[int] = (),
-        spare: Collection[int] = (),
-    ) -> None:
-        """Delete old checkpoints and what unfinished saves left.
+    def retire(self, step: int) -> None:
+        """Let a step that is superseded be a leftover, from one instant to the next."""
 
-        Args:
-            newest: the step just committed. Later ones belong to a run that was rewound: they stay.
-            keep_last: how many steps up to `newest` stay.
-            keep_every: multiples of this step stay.
-            keep: steps that stay, whatever their age.
-            spare: damaged steps: neither counted nor deleted.
-        """
+    def clear(self) -> None:
+        """Delete what unfinished saves and deletions left; nothing is being staged."""
 
     def close(self) -> None:
         """Let go of what is held on the local disk of a step that was verified and not read."""
@@ -171,20 +158,13 @@ class StepFolders:
         flush(self.directory)
         return message
 
-    def prune(
-        self,
-        newest: int,
-        *,
-        keep_last: int,
-        keep_every: int | None,
-        keep: Collection[int] = (),
-        spare: Collection[int] = (),
-    ) -> None:
+    def retire(self, step: int) -> None:
         """See `Steps`."""
-        candidates = [step for step in self.steps() if step <= newest and step not in spare]
-        for step in superseded(candidates, keep_last, keep_every, keep):
-            self.unstage(step)
-            (self.directory / str(step)).rename(self.staged(step))
+        self.unstage(step)
+        (self.directory / str(step)).rename(self.staged(step))
+
+    def clear(self) -> None:
+        """See `Steps`."""
         for path in self.directory.iterdir():
             if _STAGED.fullmatch(path.name):
                 files.remove_tree(path)
@@ -193,15 +173,30 @@ class StepFolders:
         """See `Steps`: nothing is held."""
 
 
-def superseded(
-    candidates: list[int], keep_last: int, keep_every: int | None, keep: Collection[int]
-) -> list[int]:
-    """Return which of some sound steps, oldest first, are to go; see :meth:`Steps.prune`."""
-    return [
-        step
-        for step in candidates[:-keep_last]
-        if step not in keep and (keep_every is None or step % keep_every)
-    ]
+def prune(
+    kept: Steps,
+    newest: int,
+    *,
+    keep_last: int,
+    keep_every: int | None,
+    keep: Collection[int] = (),
+    spare: Collection[int] = (),
+) -> None:
+    """Delete old checkpoints and what unfinished saves left.
+
+    Args:
+        kept: the checkpoints; nothing is being staged.
+        newest: the step just committed. Later ones belong to a run that was rewound: they stay.
+        keep_last: how many steps up to `newest` stay.
+        keep_every: multiples of this step stay.
+        keep: steps that stay, whatever their age.
+        spare: damaged steps: neither counted nor deleted.
+    """
+    candidates = [step for step in kept.steps() if step <= newest and step not in spare]
+    for step in candidates[:-keep_last]:
+        if step not in keep and (keep_every is None or step % keep_every):
+            kept.retire(step)
+    kept.clear()
 
 
 def describe(made: Path, step: int, keys: Mapping[str, str]) -> None:

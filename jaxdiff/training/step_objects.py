@@ -51,7 +51,7 @@ class StepObjects:
         if spread:
             if (place / SEAL).exists() and self.find_damage(step, None, ()) is not None:
                 self._put_aside(step)
-            self._delete(place)
+            self._delete(step)
         else:
             self._staged = {step: self._staging.enter_context(files.scratch()) / str(step)}
             self._staged[step].mkdir()
@@ -108,9 +108,11 @@ class StepObjects:
     ) -> str | None:
         """See `Steps`."""
         folder, message, made = self._place(step), None, self._staged.get(step)
+        there: dict[str, int] = {}
         try:
             if made is None:  # it is there, in parts of several processes
                 made = self._bring(step, self._staging.enter_context(files.scratch()) / str(step))
+                there = files.sizes(made)
             elif (folder / SEAL).exists():
                 damage = damage_of(step)
                 if damage is None:
@@ -120,27 +122,19 @@ class StepObjects:
                 folder.rmtree(missing_ok=True)
             step_folders.describe(made, step, keys)
             seal(made)
-            self._send(made, folder)
+            self._send(made, folder, there)
         finally:
             self.unstage(step)
         return message
 
-    def prune(
-        self,
-        newest: int,
-        *,
-        keep_last: int,
-        keep_every: int | None,
-        keep: Collection[int] = (),
-        spare: Collection[int] = (),
-    ) -> None:
+    def retire(self, step: int) -> None:
         """See `Steps`."""
-        found = self._found()
-        sealed = sorted(step for step, names in found.items() if SEAL in names)
-        candidates = [step for step in sealed if step <= newest and step not in spare]
-        gone = step_folders.superseded(candidates, keep_last, keep_every, keep)
-        for step in [*gone, *(step for step in found if SEAL not in found[step])]:
-            self._delete(self._place(step))
+        (self._place(step) / SEAL).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """See `Steps`."""
+        for path in self.leftovers():
+            files.remove_tree(path)
 
     def close(self) -> None:
         """See `Steps`."""
@@ -169,10 +163,9 @@ class StepObjects:
         to.mkdir(parents=True, exist_ok=True)
         return to
 
-    def _send(self, made: Path, folder: StorePath) -> None:
-        """Copy a sealed local folder to the store, the seal when all the rest is there."""
+    def _send(self, made: Path, folder: StorePath, there: dict[str, int]) -> None:
+        """Copy what is not there of a sealed local folder to the store, the seal at the end."""
         wanted = {name: size for name, size in files.sizes(made).items() if name != SEAL}
-        there: dict[str, int] = {}
         for _ in range(_ATTEMPTS):
             for name, size in wanted.items():
                 if there.get(name) != size:
@@ -196,9 +189,9 @@ class StepObjects:
             copy = self._bring(step, local / str(step))
             for name in files.names(copy):
                 (aside / name).put(copy / name)
-        self._delete(folder)
+        self._delete(step)
         return aside
 
-    def _delete(self, folder: StorePath) -> None:
-        (folder / SEAL).unlink(missing_ok=True)
-        folder.rmtree(missing_ok=True)
+    def _delete(self, step: int) -> None:
+        self.retire(step)
+        files.remove_tree(self._place(step))
