@@ -40,6 +40,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+SECONDS, SECONDS_OF_SLOW = 300, 3600
+"""How long a test may take before it fails: many times what the longest takes."""
 KEPT_BYTES = 700 * 2**20
 """How much compiled programs may take before they are forgotten."""
 _after_clearing = 0
@@ -53,8 +55,11 @@ def as_users_run_it():
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the longest file, so that no worker is left alone with it."""
+    """Begin with the longest file, so that no worker is left alone with it; none waits for ever."""
     items.sort(key=lambda item: item.path.name != "test_samplers.py")
+    for item in items:
+        slow = item.get_closest_marker("slow") is not None
+        item.add_marker(pytest.mark.timeout(SECONDS_OF_SLOW if slow else SECONDS))
 
 
 def pytest_runtest_teardown(item, nextitem):

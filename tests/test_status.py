@@ -1,5 +1,6 @@
 """What is said of a run: its progress, what is wrong with it; and nothing of it is touched."""
 
+import concurrent.futures
 import json
 import os
 import re
@@ -177,16 +178,16 @@ def test_a_question_disturbs_no_writer(tmp_path):
             files.hold(descriptor, shared=True)
             os.close(descriptor)
 
-    readers = [threading.Thread(target=asking) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    for _ in range(30):
-        with lock.writing(tmp_path):
-            assert lock.writer(tmp_path).startswith(f"process {os.getpid()} on ")
-        assert lock.writer(tmp_path) is None
-    done.set()
-    for reader in readers:
-        reader.join()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        readers = [pool.submit(asking) for _ in range(2)]
+        try:
+            for _ in range(30):
+                with lock.writing(tmp_path):
+                    assert lock.writer(tmp_path).startswith(f"process {os.getpid()} on ")
+                assert lock.writer(tmp_path) is None
+        finally:
+            done.set()
+    assert [reader.result() for reader in readers] == [None, None]
 
 
 # --- What is wrong --------------------------------------------------------------------------
@@ -416,25 +417,23 @@ def test_nothing_is_touched(folder):
 
 def test_it_may_be_asked_while_checkpoints_come_and_go(tmp_path):
     runs.write_record(tmp_path, CONFIG)
-    over = threading.Event()
 
     def writing():
         kept = step_folders.StepFolders(tmp_path / runs.CHECKPOINTS)
         for step in range(10, 400, 10):
             save(tmp_path, step, count=200_000)
-            kept.prune(step, keep_last=3, keep_every=None)
+            step_folders.prune(kept, step, keep_last=3, keep_every=None)
             log(tmp_path, [line(step)])
-        over.set()
 
-    writer = threading.Thread(target=writing)
-    writer.start()
     asked, last = 0, 0
-    while not over.is_set():
-        found = ask(tmp_path)
-        assert not [each for each in found.warnings if "checkpoint" in each]
-        assert found.step >= last
-        asked, last = asked + 1, found.step
-    writer.join()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        written = pool.submit(writing)
+        while not written.done():
+            found = ask(tmp_path)
+            assert not [each for each in found.warnings if "checkpoint" in each]
+            assert found.step >= last
+            asked, last = asked + 1, found.step
+    written.result()
     assert asked > 3
     assert ask(tmp_path).step == 390
 
