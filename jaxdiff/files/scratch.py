@@ -19,14 +19,23 @@ def scratch() -> Iterator[pathlib.Path]:
     One that a kill left is locked by nobody: the next process that comes here deletes it.
     """
     _sweep()
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=_NAME))
-    descriptor = os.open(folder, os.O_RDONLY)
+    folder, descriptor = _held_folder()
     try:
-        hold(descriptor)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
+
+
+def _held_folder() -> tuple[pathlib.Path, int]:
+    """Make a folder that is held; another's sweep may come between, and delete it."""
+    while True:
+        folder = pathlib.Path(tempfile.mkdtemp(prefix=_NAME))
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            if hold(descriptor) is not False and folder.exists():
+                return folder, descriptor
+            os.close(descriptor)
 
 
 def _sweep() -> None:

@@ -102,11 +102,11 @@ class StorePath(_StoredPath):
 
     def is_dir(self) -> bool:
         """Tell whether objects lie below it."""
-        return self._ask(lambda: bool(self._store.isdir(self._key)))
+        return self._kind() == "directory"
 
     def is_file(self) -> bool:
         """Tell whether it is an object."""
-        return self._ask(lambda: bool(self._store.isfile(self._key)))
+        return self._kind() == "file"
 
     def is_symlink(self) -> bool:
         """Tell that it is no link: a store has none."""
@@ -229,6 +229,13 @@ class StorePath(_StoredPath):
         raise io.UnsupportedOperation(f"{self} cannot be renamed in one step: it is in a store.")
 
     replace = rename
+
+    def _kind(self) -> str | None:
+        """Return whether it is a "file" or a "directory"; fsspec's own questions hide failures."""
+        try:
+            return str(self._ask(lambda: self._store.info(self._key))["type"])
+        except FileNotFoundError:
+            return None
 
     def _ask(self, request: Callable[[], T], *, changes: bool = False) -> T:
         for delay in (*DELAYS, None):

@@ -5,6 +5,8 @@ import pathlib
 
 from jaxdiff import files
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a run's checkpoints."""
 UNREADABLE = "[]*?\\"
 """Characters that orbax takes for patterns when it reads a path: written, and never found again."""
 UNREADABLE_IN_STORES = UNREADABLE + "#"

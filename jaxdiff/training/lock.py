@@ -28,11 +28,10 @@ import jax
 
 from jaxdiff import files
 from jaxdiff.training import lease
-from jaxdiff.training.folders import RunError, of_run
+from jaxdiff.training.folders import CHECKPOINTS, RunError, of_run
 
 LOCK = lease.LOCK
 
-_CHECKPOINTS = "checkpoints"
 _BUSY = "another process saves there"
 
 _held: dict[files.Path, tuple[int | lease.Lease, int]] = {}
@@ -177,20 +176,23 @@ def require_held(directory: files.Path) -> None:
         held.renew()
 
 
-def still_held(directory: files.Path) -> bool:
-    """Tell whether what `require_held` asks for holds, as far as is known without a request."""
-    return not any(held.lost for held in _leases_of(directory))
-
-
 def _lease(directory: files.Path, take_over: bool) -> lease.Lease:
     """Acquire the lease of a run, unless its checkpoints are saved to without one of it."""
-    held, checkpoints = lease.acquire(directory, take_over=take_over), directory / _CHECKPOINTS
+    checkpoints = directory / CHECKPOINTS
     if checkpoints / LOCK in _held:
-        return held
+        return lease.acquire(directory, take_over=take_over)
+    return _acquire_beside(directory, checkpoints, take_over=take_over)
+
+
+def _acquire_beside(
+    directory: files.Path, other: files.Path, *, take_over: bool = False
+) -> lease.Lease:
+    """Acquire the lease of a folder, while nobody holds that of another."""
+    held = lease.acquire(directory, take_over=take_over)
     try:
-        if take_over and lease.is_held(checkpoints):
-            lease.acquire(checkpoints, take_over=True).release()
-        lease.refuse_held(checkpoints)
+        if take_over and lease.is_held(other):
+            lease.acquire(other, take_over=True).release()
+        lease.refuse_held(other)
     except (RunError, OSError):
         held.release()
         raise
@@ -205,21 +207,13 @@ def _leases_of(directory: files.Path) -> list[lease.Lease]:
 
 
 def _saving_to_store(directory: files.Path) -> Callable[[], None]:
-    key = next((key for key in (directory.parent / LOCK, directory / LOCK) if key in _held), None)
-    if key is None:
-        key = directory / LOCK
-        try:
-            held = lease.acquire(directory)
-        except RunError as error:
-            raise BlockingIOError(errno.EAGAIN, _BUSY, str(directory)) from error
-        try:
-            lease.refuse_held(directory.parent)
-        except RunError as error:
-            held.release()
-            raise BlockingIOError(errno.EAGAIN, _BUSY, str(directory)) from error
-        _held[key] = held, 0
-    held_now, count = _held[key]
-    _held[key] = held_now, count + 1
+    keys = directory.parent / LOCK, directory / LOCK
+    key = next((key for key in keys if key in _held), directory / LOCK)
+    try:
+        held, count = _held.get(key) or (_acquire_beside(directory, directory.parent), 0)
+    except RunError as error:
+        raise BlockingIOError(errno.EAGAIN, _BUSY, str(directory)) from error
+    _held[key] = held, count + 1
     return lambda: _end(key)
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdiff import files
+from jaxdiff.training.folders import CHECKPOINTS as CHECKPOINTS
 from jaxdiff.training.folders import RunError as RunError
 from jaxdiff.training.metrics_log import METRICS as METRICS
 from jaxdiff.training.metrics_log import MetricsLog as MetricsLog
@@ -24,7 +25,6 @@ from jaxdiff.training.metrics_log import read_metrics as read_metrics
 from jaxdiff.training.metrics_parts import MetricsParts as MetricsParts
 
 CONFIG = "config.json"
-CHECKPOINTS = "checkpoints"
 
 _SETTINGS = (
     "jax_default_prng_impl",

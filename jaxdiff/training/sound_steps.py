@@ -60,6 +60,7 @@ class SoundSteps:
         self._config, self._free, self._report = config, free, report
         self._reported: set[str] = set()
         self._copies: dict[int, str] = {}
+        self._metrics: dict[int, dict[str, Any]] = {}
 
     def steps(self) -> list[int]:
         """List the committed steps, oldest first, without verifying them.
@@ -86,11 +87,13 @@ class SoundSteps:
 
     def metrics(self, step: int) -> dict[str, Any]:
         """Return what was measured of a step when it was saved; nothing where it does not say."""
-        try:
-            found = json.loads((self.directory / str(step) / METRICS).read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        if step not in self._metrics:
+            try:
+                found = json.loads((self.directory / str(step) / METRICS).read_bytes())
+            except (OSError, ValueError):
+                return {}
+            self._metrics[step] = found if isinstance(found, dict) else {}
+        return self._metrics[step]
 
     def newest(self) -> int:
         """Find the newest sound step, reporting those that are not, or `NOTHING...`."""
@@ -161,6 +164,7 @@ class SoundSteps:
         """Forget what was found wrong with a step that is there anew."""
         self.damaged.discard(step)
         self._copies.pop(step, None)
+        self._metrics.pop(step, None)
 
     def find_damage(self, step: int) -> str | None:
         """Tell what is wrong with a step, None where it is sound."""

@@ -113,13 +113,13 @@ class StepObjects:
             if made is None:  # it is there, in parts of several processes
                 made = self._bring(step, self._staging.enter_context(files.scratch()) / str(step))
                 there = files.sizes(made)
-            elif (folder / SEAL).exists():
+            elif SEAL in (left := folder.sizes()):
                 damage = damage_of(step)
                 if damage is None:
                     return f"{folder} already holds a sound checkpoint; it is kept."
                 message = f"{folder} is {damage}; moved to {self._put_aside(step)}."
-            else:
-                folder.rmtree(missing_ok=True)
+            elif left:
+                files.remove_tree(folder)
             step_folders.describe(made, step, keys)
             seal(made)
             self._send(made, folder, there)
