@@ -3,9 +3,12 @@
 import json
 import os
 import pathlib
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import loading_cases
@@ -335,6 +338,40 @@ def test_eight_devices_make_the_run_of_one(mode, home, tmp_path, capsys):
         for name in ("home", mode)
     ]
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def started(*argv):
+    words = [sys.executable, "-m", "experiments.latents", *argv, "--quiet"]
+    return subprocess.Popen([str(word) for word in words], cwd=ROOT, env=os.environ)
+
+
+@pytest.mark.slow
+def test_stages_killed_on_their_way_end_with_the_bits_of_the_unharmed_ones(tmp_path):
+    """Each by SIGKILL, somewhere after the first of what it makes is there."""
+    unharmed, killed, rng = tmp_path / "unharmed", tmp_path / "killed", random.Random(5)
+    longer = {"num-steps": 60, "checkpoint-every": 4}
+    asked = {
+        "autoencoder": words(AUTOENCODER | longer),
+        "encode": ["--num-tokens", 300],
+        "train": [*words(DENOISER | longer), "--no-evaluate"],
+    }
+    made = {"autoencoder": "autoencoder/checkpoints", "encode": "latents"}
+    codes = []
+    for subcommand, options in asked.items():
+        assert started(subcommand, "--run-dir", unharmed, *options).wait() == 0
+        process = started(subcommand, "--run-dir", killed, *options)
+        folder = killed / made.get(subcommand, "denoiser/checkpoints")
+        while not (folder.exists() and list(folder.iterdir())) and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 0.3) * (subcommand != "encode"))
+        process.kill()
+        codes.append(process.wait())
+        assert started(subcommand, "--run-dir", killed, *options).wait() == 0
+    assert codes.count(-signal.SIGKILL) >= 2, codes
+    for stage in (autoencoders.STAGE, denoisers_stage.STAGE):
+        equal(state_of(stage, unharmed), state_of(stage, killed))
+    for path in (unharmed / "latents").iterdir():
+        assert (killed / "latents" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.slow

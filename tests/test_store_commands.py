@@ -11,7 +11,7 @@ import servers
 from jaxdiff import files
 
 ROOT = pathlib.Path(__file__).parent.parent
-RUN = "gs://bucket/a b/run"
+RUN = "SCHEME://bucket/a b/run"
 COMMANDS = {
     "digits": [
         ("digits", "train", "--preset", "smoke", "--tensorboard", "--profile-steps", "1"),
@@ -39,10 +39,10 @@ def contents(folder):
     return {name: (folder / name).read_bytes() for name in files.names(folder)}
 
 
-def called(command, environment, tmp_path):
-    name, *options = command
+def called(scheme, command, environment, tmp_path):
+    name, *options = (word.replace("SCHEME", scheme) for word in (*command, "--run-dir", RUN))
     done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *options, "--run-dir", RUN],
+        [sys.executable, "-m", f"experiments.{name}", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -54,20 +54,24 @@ def called(command, environment, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_ends_in_a_bucket_and_a_second_call_changes_nothing(name, tmp_path):
+@pytest.mark.parametrize(
+    ("scheme", "name"),
+    [*(("gs", name) for name in COMMANDS), ("s3", "digits"), ("s3", "theory"), ("s3", "ablate")],
+)
+def test_a_command_ends_in_a_bucket_and_a_second_call_changes_nothing(scheme, name, tmp_path):
     (tmp_path / "scratch").mkdir()
-    with servers.gcs(tmp_path / "log") as environment, servers.led_to(environment):
-        folder = files.to_path(RUN)
+    serve = {"gs": servers.gcs, "s3": servers.s3}[scheme]
+    with serve(tmp_path / "log") as environment, servers.led_to(environment):
+        folder = files.to_path(RUN.replace("SCHEME", scheme))
         for command in COMMANDS[name]:
-            called(command, environment, tmp_path / "scratch")
+            called(scheme, command, environment, tmp_path / "scratch")
         first = contents(folder)
         for command in COMMANDS[name]:
             if "evaluate" not in command:  # it judges anew, and times it
-                called(command, environment, tmp_path / "scratch")
+                called(scheme, command, environment, tmp_path / "scratch")
         again = contents(folder)
         assert sorted(again) == sorted(first)
         assert [each for each in first if again[each] != first[each]] == []
-    assert not (ROOT / "gs:").exists()
+    assert not (ROOT / f"{scheme}:").exists()
     assert list((tmp_path / "scratch").iterdir()) == []  # nothing is left on the way
     print(len(first), sorted(first))
