@@ -147,10 +147,11 @@ def report_command(directory: Folder, definition: Definition = None) -> None:
         directory: Of an ablation.
         definition: module:NAME of the ablation, where it is one of your own.
     """
-    resolved, ablation = reopen(command.path_of(directory, "the folder"), definition)
-    if not report.write(command.path_of(directory, "the folder"), resolved, ablation):
+    path = command.path_of(directory, "the folder")
+    resolved, ablation = reopen(path, definition)
+    if not report.write(path, resolved, ablation):
         raise Refusal(f"{directory} has no finished group yet. Run the ablation first.")
-    print(f"Report: {command.path_of(directory, 'the folder') / command.REPORT}")
+    print(f"Report: {path / command.REPORT}")
 
 
 def verify(

@@ -338,8 +338,9 @@ def export(
         average: Which parameters.
         raw: Those of the last step, not an average.
     """
-    config, restored, params = restore(command.path_of(run_dir), average)
-    path, images = command.path_of(out, "--out"), describe(config, command.path_of(run_dir))
+    directory, path = command.path_of(run_dir), command.path_of(out, "--out")
+    config, restored, params = restore(directory, average)
+    images = describe(config, directory)
     with refusing(OSError, ValueError, say=f"--out {out} cannot be written: "):
         path.parent.mkdir(parents=True, exist_ok=True)
         record = to_record(config) | images.to_record() | {"step": restored.step}

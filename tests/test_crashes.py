@@ -18,7 +18,8 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from test_parallel import finish, free_port, start
+from servers import free_port
+from test_parallel import finish, start
 
 from experiments.images import sample_folders as streaming
 from jaxdiff.training import run as runs
@@ -69,6 +70,13 @@ def unharmed():
         return states, runs.read_metrics(pathlib.Path(folder) / runs.METRICS)
 
 
+def assert_same_bits(state, wanted):
+    for (path, got), (_, leaf) in zip(
+        *(jax.tree.leaves_with_path(each) for each in (state, wanted)), strict=True
+    ):
+        np.testing.assert_array_equal(got, leaf, err_msg=jax.tree_util.keystr(path))
+
+
 def distance(one, other):
     pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
     gap = sum(float(np.sum((a - b) ** 2)) for a, b in pairs)
@@ -114,10 +122,7 @@ def kill_and_compare(folder, seed, kills):
     states, metrics = unharmed()
     restored = fit_here(folder, checkpoint_every=5)
     assert restored.step == STEPS
-    for (path, got), (_, wanted) in zip(
-        *(jax.tree.leaves_with_path(each) for each in (restored.state, states[STEPS])), strict=True
-    ):
-        np.testing.assert_array_equal(got, wanted, err_msg=jax.tree_util.keystr(path))
+    assert_same_bits(restored.state, states[STEPS])
     # every step was made once, of the same batch and noise
     assert losses(runs.read_metrics(folder / runs.METRICS)) == losses(metrics)
 
@@ -175,14 +180,14 @@ def test_a_run_of_two_processes_goes_on_in_one_at_the_rows_that_it_began_with(tm
 PMAP, MESH = {"parallel": "pmap"}, {"parallel": "mesh", "fsdp": 8}
 
 
-def by_two(folder, num_steps, mode, harm=()):
+def by_two(folder, num_steps, mode, harm=(), checkpoint_every=20):
     """Start two processes of four devices, the second one harmed."""
     shared = {"coordinator_address": f"localhost:{free_port()}", "num_processes": 2}
     shared["distributed"] = True
     options = [json.dumps({**mode, **shared, "process_id": process_id}) for process_id in range(2)]
     return [
-        start(4, SCRIPT, folder, num_steps, 20, options[0]),
-        start(4, SCRIPT, folder, num_steps, 20, options[1], *harm),
+        start(4, SCRIPT, folder, num_steps, checkpoint_every, options[0]),
+        start(4, SCRIPT, folder, num_steps, checkpoint_every, options[1], *harm),
     ]
 
 
@@ -299,10 +304,7 @@ def test_a_hundred_starts_in_a_used_folder_are_refused_in_a_sentence_and_change_
     _, err = alone.communicate()
     assert alone.returncode == 0, err
     two = Checkpoints(tmp_path / "alone" / "checkpoints").restore()
-    for (path, got), (_, wanted) in zip(
-        *(jax.tree.leaves_with_path(each.state) for each in (one, two)), strict=True
-    ):
-        np.testing.assert_array_equal(got, wanted, err_msg=jax.tree_util.keystr(path))
+    assert_same_bits(one.state, two.state)
 
 
 def test_sigterm_saves_and_exits_with_its_own_code(tmp_path):

@@ -4,11 +4,11 @@ import functools
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
 import pytest
+from servers import free_port
 
 HERE = pathlib.Path(__file__).parent
 SHARED_CACHE = "ignore:Error reading persistent compilation cache"
@@ -51,12 +51,6 @@ def finish(running):
     for process, (_, err) in zip(running, outputs, strict=True):
         assert process.returncode == 0, err
     return [out for out, _ in outputs]
-
-
-def free_port():
-    with socket.socket() as held:
-        held.bind(("localhost", 0))
-        return held.getsockname()[1]
 
 
 @functools.cache

@@ -7,7 +7,8 @@ import types
 
 import jax
 import pytest
-from test_parallel import HERE, finish, free_port, start
+from servers import free_port
+from test_parallel import HERE, finish, start
 
 from experiments.common.command import Refusal
 from experiments.common.devices import Running, parts_for, sharing

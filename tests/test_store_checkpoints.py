@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import servers
-from test_checkpoint import CONFIG, assert_same, make_state
+from test_checkpoint import CONFIG, Killed, assert_same, make_state
 
 from jaxdiff import files
 from jaxdiff.files import stores
@@ -125,10 +125,6 @@ def test_a_sound_one_of_the_same_step_is_kept(directory):
         checkpoints.save(30, make_state(31))
     assert "already holds a sound checkpoint" in reports[0]
     assert listing(directory) == before
-
-
-class Killed(BaseException):
-    """Passes every `except Exception`, so nothing is tidied up, as after SIGKILL."""
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Runs in a bucket, killed and with a store that fails, end as the unharmed one on a disk."""
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -10,8 +9,6 @@ import sys
 import time
 
 import faulty
-import jax
-import numpy as np
 import pytest
 import servers
 from test_crashes import (
@@ -19,11 +16,13 @@ from test_crashes import (
     MESH,
     SCRIPT,
     STEPS,
+    assert_same_bits,
+    by_two,
     compiled_once,  # noqa: F401
     losses,
     unharmed,
 )
-from test_parallel import finish, free_port, start
+from test_parallel import finish
 
 from jaxdiff import files
 from jaxdiff.training import run as runs
@@ -74,13 +73,6 @@ def assert_nothing_wrong_is_believed(folder):
                 assert_same_bits(restored.state, unharmed()[0][step])
 
 
-def assert_same_bits(state, wanted):
-    for (path, got), (_, leaf) in zip(
-        *(jax.tree.leaves_with_path(each) for each in (state, wanted)), strict=True
-    ):
-        np.testing.assert_array_equal(got, leaf, err_msg=jax.tree_util.keystr(path))
-
-
 def assert_ended_as_unharmed(folder, env=None):
     running = begun(folder, env=env)
     said = running.communicate()[1]
@@ -121,29 +113,22 @@ def test_two_processes_one_of_which_is_killed_in_a_bucket_end_with_the_bits_of_l
     emulator = os.environ["STORAGE_EMULATOR_HOST"]
     with faulty.proxy(emulator) as (url, _), servers.led_to(servers.gcs_environment(url)):
         kill_one_of_two(folder)
-        finish(by_two(folder))
+        finish(by_two(folder, STEPS, MESH, checkpoint_every=5))
         restored = Checkpoints(folder / "checkpoints").restore()
         found = losses(runs.read_metrics(folder / runs.METRICS))
-    finish(by_two(tmp_path))
+    finish(by_two(tmp_path, STEPS, MESH, checkpoint_every=5))
     wanted = Checkpoints(tmp_path / "checkpoints").restore()
     assert restored.step == wanted.step == STEPS
     assert_same_bits(restored.state, wanted.state)
     assert found == losses(runs.read_metrics(tmp_path / runs.METRICS))
 
 
-def by_two(folder):
-    """Start two processes of four devices, which make the run together."""
-    shared = {"coordinator_address": f"localhost:{free_port()}", "num_processes": 2}
-    shared["distributed"] = True
-    options = [json.dumps({**MESH, **shared, "process_id": i}) for i in range(2)]
-    return [start(4, SCRIPT, folder, STEPS, 5, each) for each in options]
-
-
 def kill_one_of_two(folder):
     """Start the two three times over, and kill one of them each time."""
     rng = random.Random(5)
     for killed in (1, 0, 1):
-        before, running = files.sizes(folder / "checkpoints"), by_two(folder)
+        before = files.sizes(folder / "checkpoints")
+        running = by_two(folder, STEPS, MESH, checkpoint_every=5)
         while files.sizes(folder / "checkpoints") == before:
             assert all(each.poll() is None for each in running)
             time.sleep(0.05)

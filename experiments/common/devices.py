@@ -4,14 +4,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
 from experiments.common import options
 from experiments.common.command import Refusal, refusing
-from jaxdiff import training
+from jaxdiff import files, training
 from jaxdiff.training import distributed
 from jaxdiff.training import run as runs
 from jaxdiff.training.parallel import (
@@ -107,7 +106,7 @@ class Running(Devices):
             raise Refusal("--distributed needs --parallel pmap or mesh; jit uses one device.")
         super().start()
 
-    def mode(self, batch_size: int, directory: Path | None = None) -> Mode:
+    def mode(self, batch_size: int, directory: files.Path | None = None) -> Mode:
         """Return the parallel mode of batches of a size, or refuse.
 
         Args:
@@ -208,7 +207,7 @@ def sharing(batch_size: int, count: int) -> str:
     return f" {f'{fewer} or {more}' if more != fewer else fewer} devices would share it."
 
 
-def _rows_before(directory: Path | None) -> int | None:
+def _rows_before(directory: files.Path | None) -> int | None:
     """Return how many rows a device took when a run began; None where no record says it."""
     record = None if directory is None else runs.read_record(directory)
     running = (record or {}).get("running")

@@ -204,13 +204,11 @@ def train(
             progress=not quiet,
         )
         if evaluate and jax.process_count() == 1:
-            trained = drawing.read(run_dir)
-            if not evaluations.is_judged(command.path_of(run_dir), config.num_steps):
+            trained, whole = drawing.read(run_dir), command.path_of(run_dir)
+            if not evaluations.is_judged(whole, config.num_steps):
                 judging = evaluating.PRESETS[preset]
-                evaluating.write(
-                    trained, command.path_of(run_dir), judging, running, progress=not quiet
-                )
-            print(f"Report: {command.path_of(run_dir) / command.REPORT}")
+                evaluating.write(trained, whole, judging, running, progress=not quiet)
+            print(f"Report: {whole / command.REPORT}")
 
 
 def make_missing(run_dir: str, running: Running, preset: str, quiet: bool) -> None:

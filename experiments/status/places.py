@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from jaxdiff import files
-from jaxdiff.training import checksums, metrics_log
+from jaxdiff.training import checksums
 from jaxdiff.training import run as runs
+from jaxdiff.training.metrics_log import PARTS
 
 
 class Place(Protocol):
@@ -122,7 +123,7 @@ class Stored:
     def was_trained(self) -> bool:
         """See `Place`."""
         return any(
-            name == runs.METRICS or name.startswith((f"{runs.CHECKPOINTS}/", f"{self._parts()}/"))
+            name == runs.METRICS or name.startswith((f"{runs.CHECKPOINTS}/", f"{PARTS}/"))
             for name in self._sizes
         )
 
@@ -161,7 +162,7 @@ class Stored:
     def logs(self) -> list[str]:
         """See `Place`."""
         merged = [runs.METRICS] if runs.METRICS in self._sizes else []
-        return merged + [f"{self._parts()}/{name}" for name in self.entries(self._parts())]
+        return merged + [f"{PARTS}/{name}" for name in self.entries(PARTS)]
 
     def free(self) -> None:
         """See `Place`: a store does not say."""
@@ -170,9 +171,6 @@ class Stored:
         start = f"{name}/" if name else ""
         found = {each: size for each, size in self._sizes.items() if each.startswith(start)}
         return {each[len(start) :]: size for each, size in found.items()}
-
-    def _parts(self) -> str:
-        return metrics_log.parts_of(self.folder / runs.METRICS).name
 
 
 def _size(folder: pathlib.Path) -> int:

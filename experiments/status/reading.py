@@ -52,7 +52,7 @@ class Found(NamedTuple):
         lines: the whole lines of the log.
         damaged_lines: the file and number of those that are not, but for a last one being written.
         logged_age: seconds since the log was written, None where there is none.
-        record_age: the same of config.json.
+        record_age: the same of config.json, where a process is at work that logged nothing yet.
         writer: which process writes there, None where none is known to.
         checkpoints: oldest first.
         aside: names of damaged checkpoints that were put aside.
@@ -113,13 +113,11 @@ def read(place: Place, verified: int | None) -> Found:
     folder = place.folder
     problems: list[str] = []
     record: Mapping[str, Any] = {}
-    free: tuple[str, ...] = ()
     try:
-        recorded = runs.recorded(folder) if place.has_record() else None
-        if recorded is not None:
-            record, free = runs.read_record(folder) or {}, tuple(recorded.free)
+        record = (runs.read_record(folder) if place.has_record() else None) or {}
     except RunError as error:
         problems.append(str(error))
+    free = runs.free_of(record) if record else ()
     writer, wrong = _writer(folder)
     lines, damaged, logged_age = _log(place)
     stored = SoundSteps(folder / runs.CHECKPOINTS, record.get("config"), free, lambda message: None)
@@ -128,7 +126,7 @@ def read(place: Place, verified: int | None) -> Found:
         lines,
         damaged,
         logged_age,
-        place.age(runs.CONFIG),
+        place.age(runs.CONFIG) if writer is not None and not lines else None,
         writer,
         _checkpoints(stored, place, verified),
         [name for name in place.entries(runs.CHECKPOINTS) if ".corrupt" in name],

@@ -28,7 +28,7 @@ from experiments.common.command import Refusal, refusing
 from experiments.supervise.events import Events
 from experiments.supervise.keeping import Patience, keep_running
 from experiments.supervise.policy import Limits, Policy
-from experiments.supervise.watching import Watch, place
+from experiments.supervise.watching import Watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def supervise(options: Options, words: Sequence[str]) -> int:
         events = Events(None if options.log is None else Path(options.log))
     own = options.progress
     where, option = own or command.word_of(words, "run-dir"), "--progress" if own else "--run-dir"
-    watch = Watch([place(where, option)] if where else [], events.say)
+    watch = Watch([command.path_of(where, option)] if where else [], events.say)
     limits = Limits(options.max_restarts, options.first_delay, options.longest_delay)
     hang = 60.0 * options.hang_after
     patience = Patience(hang, options.grace, min(5.0, hang / 10.0))

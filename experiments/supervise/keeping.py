@@ -37,9 +37,9 @@ class Patience(NamedTuple):
         look: seconds between looks.
     """
 
-    hang: float = 1800.0
-    grace: float = 60.0
-    look: float = 5.0
+    hang: float
+    grace: float
+    look: float
 
 
 class Stopping:

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
-from experiments.supervise.naming import counts, last_step
+from experiments.supervise.naming import Furthest, counts, last_step
 from jaxdiff import files
 from jaxdiff.training.checksums import SEAL
+from jaxdiff.training.metrics_log import PARTS
 from jaxdiff.training.run import CHECKPOINTS, METRICS
 
 T = TypeVar("T")
@@ -21,8 +22,6 @@ EVERY = 30.0
 """Seconds between lists."""
 PATIENCE = 30.0
 """Seconds after which a store is said not to answer."""
-_PARTS = METRICS.partition(".")[0]
-"""The folder of a log's parts."""
 
 
 class StoredPlace:
@@ -37,8 +36,7 @@ class StoredPlace:
         """
         self._top, self._say = top, say
         self._sizes: Mapping[str, int] | None = None
-        self._names: set[str] | None = None
-        self._steps: dict[str, int] = {}
+        self._furthest = Furthest()
         self._asked: _Asked[Mapping[str, int]] | None = None
         self._asked_at = time.monotonic()
         self._silent = False
@@ -47,7 +45,7 @@ class StoredPlace:
     @property
     def step(self) -> int | None:
         """See `Watched`."""
-        return max(self._steps.values(), default=None)
+        return self._furthest.step
 
     def has_changed(self) -> bool:
         """See `Watched`; what is known is up to `EVERY` seconds old."""
@@ -77,14 +75,7 @@ class StoredPlace:
             return False
         sizes, steps = answer
         self._sizes = _that_count(sizes)
-        names = set(_that_show(sizes))
-        begins = self._names is None  # nothing was known before
-        further = not names <= (self._names or set())
-        self._names = names | (self._names or set())
-        for run, step in steps.items():
-            if step > self._steps.get(run, -1):
-                self._steps[run], further = step, True
-        return further and not begins
+        return self._furthest.is_passed(set(_that_show(sizes)), steps)
 
     def _answer(self, asked: "_Asked[T]") -> T | None:
         """Return what came, None where the store failed."""
@@ -154,7 +145,7 @@ def _logs(sizes: Mapping[str, int]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in sorted(sizes, reverse=True):  # parts come before what was merged
         *folder, last = name.split("/")
-        is_part = folder[-1:] == [_PARTS] and last.endswith(".jsonl")
+        is_part = folder[-1:] == [PARTS] and last.endswith(".jsonl")
         run = folder[:-1] if is_part else folder
         if (is_part or last == METRICS) and len(run) <= 1:
             found.setdefault("/".join(run), []).append(name)
@@ -186,5 +177,5 @@ def _that_show(sizes: Mapping[str, int]) -> Iterator[str]:
         elif CHECKPOINTS in parts[:2]:
             if parts[-1] == SEAL:
                 yield "/".join(parts[:-1])
-        elif _PARTS not in parts[:-1]:
+        elif PARTS not in parts[:-1]:
             yield "/".join(parts[:2])

@@ -1,6 +1,8 @@
 """What names in a run's folder, and lines of its log, tell of how far it came."""
 
-import json
+from collections.abc import Mapping
+
+from jaxdiff.training import metrics_log
 
 _NO_ACCOUNT = (".tmp", ".corrupt")
 """How folders of checkpoints end that are being written, or were put aside."""
@@ -18,10 +20,34 @@ def counts(name: str) -> bool:
 def last_step(text: bytes) -> int | None:
     """Return the step of the last whole line of a log, None where it has none."""
     for line in reversed(text.splitlines()):
-        try:
-            step = json.loads(line)["step"]
-        except (ValueError, LookupError, TypeError):  # cut short, or damaged
-            continue
-        if isinstance(step, int):
-            return step
+        said = metrics_log.parse(line)
+        if said is not None and isinstance(said["step"], int):
+            return said["step"]
     return None
+
+
+class Furthest:
+    """How far runs ever came: what they have for good, and the steps that they logged."""
+
+    def __init__(self) -> None:
+        """Begin: what is there first is no progress."""
+        self._names: set[str] | None = None
+        self._steps: dict[str, int] = {}
+
+    @property
+    def step(self) -> int | None:
+        """The furthest step that was logged, None where none was."""
+        return max(self._steps.values(), default=None)
+
+    def is_passed(self, names: set[str], steps: Mapping[str, int]) -> bool:
+        """Tell whether something is further than ever before, and keep it.
+
+        Args:
+            names: of what is there now.
+            steps: the last that each run logged, by its name.
+        """
+        begins, before = self._names is None, self._names or set()
+        self._names = before | names
+        later = {run: step for run, step in steps.items() if step > self._steps.get(run, -1)}
+        self._steps |= later
+        return not begins and (bool(later) or not names <= before)

@@ -5,15 +5,11 @@ import signal
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jaxdiff.training.lease import LEASED
 from jaxdiff.training.loop import STOPPED_EXIT_CODE
 
 REFUSED = (1, 2)
 """What a command exits with that refuses what it is asked for, or cannot read its command line."""
-
-LEASED = "; its lease ends "
-"""What is in a refusal of a folder in a store that another process writes, as `lease` says it: that
-ends of itself when its holder is gone, such as the command's last start on a machine that is no
-more. So it is tried again, as after a crash."""
 
 
 class Limits(NamedTuple):
@@ -120,7 +116,7 @@ class Policy:
 
     def _refuses(self, ended: Ended) -> bool:
         at_once = ended.lived < self._limits.soon and not ended.progressed
-        mends = not ended.said or LEASED in ended.said
+        mends = not ended.said or LEASED in ended.said  # a lease ends when its holder is gone
         return ended.code in REFUSED and not ended.hung and at_once and not mends
 
     def _later(self, ended: Ended) -> Next:

@@ -11,16 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from experiments.common import command
 from experiments.supervise.listing import StoredPlace
-from experiments.supervise.naming import counts, last_step
+from experiments.supervise.naming import Furthest, counts, last_step
 from jaxdiff import files
 from jaxdiff.training.run import CHECKPOINTS, METRICS
-
-
-def place(text: str, option: str) -> files.Path:
-    """Return the folder or file, on a disk or in a store, that a command line names."""
-    return command.path_of(text, option)
 
 
 class Watched(Protocol):
@@ -77,17 +71,15 @@ class LocalPlace:
     def __init__(self, top: Path) -> None:
         """Begin; what is there now is no progress."""
         self._top = top
-        self._names: set[str] = set()
-        self._steps: dict[str, int] = {}
+        self._furthest = Furthest()
         self._marks: dict[str, tuple[int, int]] = {}
-        self._file: tuple[int, int] | None = None
         self.has_changed()
         self.has_advanced()
 
     @property
     def step(self) -> int | None:
         """See `Watched`."""
-        return max(self._steps.values(), default=None)
+        return self._furthest.step
 
     def has_changed(self) -> bool:
         """See `Watched`."""
@@ -103,21 +95,17 @@ class LocalPlace:
 
     def has_advanced(self) -> bool:
         """See `Watched`."""
-        further = False
+        names, steps = set[str](), dict[str, int]()
         stamp = _stamp(self._top)
         if stamp is not None and not _is_folder(self._top):
-            further, self._file = self._file != stamp, stamp
-        names: set[str] = set()
+            names.add(f"{stamp}")
         for folder in _runs(self._top):
             names.update(map(str, _entries(folder)))
             names.update(map(str, _entries(folder / CHECKPOINTS)))
             step = _last_step(folder / METRICS)
-            if step is not None and step > self._steps.get(str(folder), -1):
-                further = True
-                self._steps[str(folder)] = step
-        further |= not names <= self._names
-        self._names |= names
-        return further
+            if step is not None:
+                steps[str(folder)] = step
+        return self._furthest.is_passed(names, steps)
 
     def _mark(self, path: Path) -> None:
         stamp = _stamp(path)

@@ -56,14 +56,16 @@ def sizes(folder: "Path") -> dict[str, int]:
     if is_stored(folder):
         return folder.sizes()
     local: Any = folder
-    found = (path for path in local.rglob("*") if not path.is_dir())
-    named = {path.relative_to(folder).as_posix(): path.lstat().st_size for path in found}
-    return dict(sorted(named.items()))
+    return {name: (local / name).lstat().st_size for name in names(folder)}
 
 
 def names(folder: "Path") -> list[str]:
     """List the files of a folder and those below it, sorted."""
-    return list(sizes(folder))
+    if is_stored(folder):
+        return list(folder.sizes())
+    local: Any = folder
+    found = (path for path in local.rglob("*") if not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def remove_tree(folder: "Path") -> None:

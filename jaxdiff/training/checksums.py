@@ -12,6 +12,7 @@ import json
 import re
 from pathlib import Path
 
+from jaxdiff import files
 from jaxdiff.files import flush
 
 SEAL = "SHA256SUMS"
@@ -21,8 +22,7 @@ _OF_OTHERS = re.compile(r"(.*/)?(\..*|Thumbs\.db|desktop\.ini)")
 
 def names(folder: Path) -> list[str]:
     """List the files of a folder and those below it, but for the seal, in the seal's order."""
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    return sorted(name for name in found if name != SEAL)
+    return [name for name in files.names(folder) if name != SEAL]
 
 
 def seal(folder: Path) -> None:

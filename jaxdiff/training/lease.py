@@ -44,6 +44,9 @@ from jaxdiff.training.holder import LOCK, Holder, clock
 
 SETTLE = 1.0
 """Seconds that whoever acquires one waits for others, where the store ignores conditions."""
+LEASED = "; its lease ends "
+"""What is in a refusal of a folder that another process writes, and in no other: it ends of itself
+when that process is gone."""
 _SURE = 0.9
 _ATTEMPTS = 10
 
@@ -287,7 +290,7 @@ def _create(directory: Any, ours: Holder, before: list[int]) -> bool:
 def _refusal(directory: Any, highest: Holder, ends: float) -> str:
     when = datetime.datetime.fromtimestamp(ends).astimezone().isoformat(timespec="seconds")
     return (
-        f"--run-dir {directory} is being written by {highest}; its lease ends {when} unless it is "
+        f"--run-dir {directory} is being written by {highest}{LEASED}{when} unless it is "
         "renewed. Wait until it ends, stop that process, or take another --run-dir. If it is gone "
         "already, --take-over does not wait; if it is not, that stops it."
     )

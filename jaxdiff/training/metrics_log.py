@@ -13,6 +13,8 @@ from jaxdiff import files
 from jaxdiff.training.folders import RunError
 
 METRICS = "metrics.jsonl"
+PARTS = "metrics"
+"""The folder of its parts, in a store."""
 
 
 class MetricsLog:
@@ -113,7 +115,7 @@ def read_metrics(path: files.Path) -> list[dict[str, Any]]:
 
 def parts_of(path: files.Path) -> files.Path:
     """Return the folder of the parts of a metrics file in a store."""
-    return path.with_suffix("")
+    return path.with_name(PARTS)
 
 
 def _whole_lines(path: files.Path) -> list[dict[str, Any]]:

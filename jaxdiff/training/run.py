@@ -77,10 +77,12 @@ def recorded(run_dir: files.Path) -> Record | None:
         RunError: as :func:`read_record`.
     """
     record = read_record(run_dir)
-    if record is None:
-        return None
-    free = next(free for free in _allowed(record) if record["hash"] == _hash_of(record, free))
-    return Record(record["config"], free)
+    return None if record is None else Record(record["config"], free_of(record))
+
+
+def free_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the fields that do not count in the hash of what :func:`read_record` gave."""
+    return next(free for free in _allowed(record) if record["hash"] == _hash_of(record, free))
 
 
 def config_hash(config: Mapping[str, Any], *, free: Collection[str] = ()) -> str:

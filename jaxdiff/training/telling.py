@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -274,7 +275,7 @@ class _Tracing:
     def __init__(self, profile: tuple[files.Path, int] | None) -> None:
         self._profile, self._on, self._until = profile, False, 0
         self._open = contextlib.ExitStack()
-        self._made: files.Path | None = None
+        self._made: pathlib.Path | None = None  # for a store
 
     def after(self, steps: int, metrics: Any) -> None:
         """Begin or end the trace, `steps` having been made and `metrics` being the last's."""
@@ -282,10 +283,9 @@ class _Tracing:
             return
         folder, count = self._profile
         if not self._on:
-            self._made = folder
             if files.is_stored(folder):
                 self._made = self._open.enter_context(files.scratch())
-            jax.profiler.start_trace(str(self._made))
+            jax.profiler.start_trace(str(self._made or folder))
             self._on, self._until = True, steps + count
         elif steps >= self._until:
             jax.block_until_ready(metrics)
@@ -300,11 +300,12 @@ class _Tracing:
 
     def _send(self) -> None:
         """Take a trace that was made on the local disk to its store, or say that it cannot be."""
-        if self._profile is None or self._made is None or self._made == self._profile[0]:
+        if self._profile is None or self._made is None:
             return
+        folder: Any = self._profile[0]
         with self._open:
             try:
                 for name in files.names(self._made):
-                    (self._profile[0] / name).write_bytes((self._made / name).read_bytes())
+                    (folder / name).put(self._made / name)
             except OSError as error:
-                sys.stderr.write(f"{self._profile[0]} cannot be written: {error}. Going on.\n")
+                sys.stderr.write(f"{folder} cannot be written: {error}. Going on.\n")

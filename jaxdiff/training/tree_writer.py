@@ -29,11 +29,10 @@ class TreeWriter:
         """
         import orbax.checkpoint as ocp  # here, because it costs 0.6 s
 
-        self._quiet.enter_context(quiet_orbax())
         if alone != self._alone:
             self.close()
-            self._quiet.enter_context(quiet_orbax())
             self._alone = alone
+        self._quiet.enter_context(quiet_orbax())
         if self._writer is None:
             # Folders made on the spot: what the disk refuses is then raised, not waited for.
             options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
