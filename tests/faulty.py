@@ -120,6 +120,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if kind == "slow":
             time.sleep(self.server.delay)
         answer = self._forward(body)
+        self.server.forwarded()
         if kind == "late 503":
             self._refuse(503)
         elif kind == "closed after":
@@ -165,7 +166,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         bucket, name, query = _MEDIA.fullmatch(self.path).groups()
         with self.server.one_at_a_time:
             answer = self._ask(self.command, self.path, self._headers(body), body)
-            about = self._ask("GET", f"/storage/v1/b/{bucket}/o/{name}", [], b"", counted=False)
+            about = self._ask("GET", f"/storage/v1/b/{bucket}/o/{name}", [], b"")
         if answer[0] not in (200, 206) or about[0] != 200:
             return answer
         generation = json.loads(about[2])["generation"]
@@ -195,15 +196,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         sends = body or self.command in ("POST", "PUT", "PATCH")
         return [*kept, ("Content-Length", str(len(body)))] if sends else kept
 
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        headers: list[tuple[str, str]],
-        body: bytes,
-        *,
-        counted: bool = True,
-    ):
+    def _ask(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes):
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=60)
         try:
             own_host = any(
@@ -214,8 +207,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 upstream.putheader(name, value)
             upstream.endheaders(body or None)
             answer = upstream.getresponse()
-            if counted:
-                self.server.forwarded()
             return answer.status, answer.getheaders(), answer.read()
         finally:
             upstream.close()

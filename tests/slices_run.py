@@ -18,7 +18,7 @@ from parallel_run import distance
 
 from experiments.common.devices import parts_for
 from jaxdiff import losses, nn, processes, training
-from jaxdiff.devices.collectives import collectives, crossing
+from jaxdiff.devices.collectives import collectives
 from jaxdiff.training import distributed, parallel
 
 BATCH, STEPS, FEATURES = 32, 12, 4
@@ -82,6 +82,11 @@ def main(port=None, process_id=None):
     if port is None:
         said["elastic"] = elastic(start, update, batches, key)
     print(json.dumps(said))
+
+
+def crossing(moved, slices):
+    """The bytes that go out of a device in groups across slices."""
+    return sum(each.moved for each in moved if each.crosses(slices))
 
 
 def elastic(start, update, batches, key):

@@ -41,7 +41,7 @@ def contents(folder):
     }
 
 
-def test_a_folder_of_a_store_is_copied_once(bucket, tmp_path):
+def test_a_folder_of_a_store_is_copied_once(bucket, tmp_path, monkeypatch):
     told = []
     made = mirror(bucket, tmp_path / "my_set", progress=lambda *at: told.append(at))
     assert contents(tmp_path / "my_set") == FILES
@@ -49,6 +49,7 @@ def test_a_folder_of_a_store_is_copied_once(bucket, tmp_path):
     assert made[:4] == (3, size, 3, size)
     assert (told[0], told[-1]) == ((0, size), (size, size))
     before = os.stat(tmp_path / "my_set/1.0.0/a-00000").st_mtime_ns
+    monkeypatch.delattr(module, "_chunks")  # nothing is read: there are no checksums to compare
     again = mirror(bucket, tmp_path / "my_set", verify=True)
     assert again[:4] == (3, size, 0, 0)
     assert os.stat(tmp_path / "my_set/1.0.0/a-00000").st_mtime_ns == before

@@ -12,7 +12,7 @@ from test_parallel import HERE, finish, start
 
 from experiments.common.command import Refusal
 from experiments.common.devices import Running, parts_for, sharing
-from jaxdiff.devices.collectives import Collective, collectives, crossing
+from jaxdiff.devices.collectives import Collective, collectives
 from jaxdiff.devices.slices import arrange
 from jaxdiff.training import parallel, run
 
@@ -126,7 +126,7 @@ def test_bytes_are_those_of_the_whole_array(call, num_bytes, moved):
     (found,) = collectives(f"  ROOT %one = {call}, replica_groups=[2,4]<=[8], dimensions={{0}}", 8)
     assert (found.num_bytes, found.moved) == (num_bytes, moved)
     assert not found.crosses([0] * 4 + [1] * 4)
-    assert crossing([found], [0, 1] * 4) == moved
+    assert found.crosses([0, 1] * 4)
 
 
 def test_a_permutation_crosses_where_a_pair_does():

@@ -8,8 +8,7 @@ import numpy as np
 from experiments.benches.scaling import devices_of
 from experiments.benches.training import Preset, digits
 from experiments.common import options
-from experiments.common.command import Refusal
-from jaxdiff import devices as on_devices
+from experiments.common.devices import Running
 from jaxdiff.devices import slices as of_slices
 from jaxdiff.devices.collectives import collectives as read
 from jaxdiff.training import parallel
@@ -36,11 +35,8 @@ def collectives(
     """
     options.check_counts(fsdp=fsdp, slices=slices, force_devices=force_devices)
     count = len(devices_of(force_devices))
-    if count % fsdp:
-        raise Refusal(f"--fsdp must divide the {count} devices; got {fsdp}.")
-    with options.naming(("fsdp", "slices")):
-        mesh = on_devices.make_mesh(count // fsdp, fsdp, slices=slices)
-        number = dict(zip(jax.devices(), of_slices.numbers(jax.devices(), slices), strict=True))
+    mesh = Running(fsdp=fsdp, slices=slices).mesh()
+    number = dict(zip(jax.devices(), of_slices.numbers(jax.devices(), slices), strict=True))
     place = [number[device] for device in mesh.devices.flat]
     ours, mode = digits(preset, seed), parallel.mode_of_mesh(mesh, fsdp=fsdp > 1)
     state = parallel.init(ours.start, mesh, fsdp=fsdp > 1)

@@ -49,10 +49,10 @@ def input_pipeline(
     if data_set == jpegs.NAME and data_dir is None:
         with tempfile.TemporaryDirectory() as folder:
             jpegs.write(folder, num_images, num_shards=16)
-            _records(folder, seed, rounds)
             changes = {"data": data_set, "data_dir": folder, "batch_size": step_rows}
             ours = digits(preset, seed, **changes)
             ours = ours._replace(images=dataclasses.replace(ours.images, memory_limit=0))
+            _records(ours.images, seed, rounds)
             _updates(ours, rounds, steps)
         return
     ours = digits(preset, seed, data=data_set, data_dir=data_dir)
@@ -87,11 +87,8 @@ def _updates(ours: Digits, rounds: int, steps: int) -> None:
     compare({side: functools.partial(run, side) for side in ("fed", "bare")}, rounds, steps)
 
 
-def _records(folder: str, seed: int, rounds: int) -> None:
+def _records(images: data.Images, seed: int, rounds: int) -> None:
     """Print how many images a second are decoded alone, and come out of the pipeline."""
-    images = dataclasses.replace(
-        data.load_images(jpegs.NAME, "train", data_dir=folder), memory_limit=0
-    )
     size, batch = images.shape[0], min(256, len(images))
     count = max(1, min(16, len(images) // batch))
     encoded = [jpegs.jpeg(number, size) for number in range(batch)]

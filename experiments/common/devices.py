@@ -139,12 +139,15 @@ class Running(Devices):
             return mode_of_one_device()
         if self.parallel == "pmap":
             return mode_of_pmap()
+        return mode_of_mesh(self.mesh(), fsdp=self.fsdp > 1)
+
+    def mesh(self) -> jax.sharding.Mesh:
+        """Return the mesh of all devices, or refuse."""
         count = jax.device_count()
         if count % self.fsdp:
             raise Refusal(f"--fsdp must divide the {count} devices; got {self.fsdp}.")
         with options.naming(("fsdp", "slices")):
-            mesh = make_mesh(count // self.fsdp, self.fsdp, slices=self.slices)
-        return mode_of_mesh(mesh, fsdp=self.fsdp > 1)
+            return make_mesh(count // self.fsdp, self.fsdp, slices=self.slices)
 
     def keep(self) -> training.Keep:
         """Return which checkpoints stay."""

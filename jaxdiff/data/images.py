@@ -198,14 +198,14 @@ class Images:
             )
         if self.in_memory:
             return [self._captions[int(i)] for i in indices]
-        return _many(self.texts, [int(i) for i in indices])
+        return read_records(self.texts, [int(i) for i in indices])
 
     @functools.cached_property
     def _captions(self) -> tuple[str, ...]:
         """All captions, read once."""
         texts = self.texts or ()
         chunks = (range(i, min(i + CHUNK, len(texts))) for i in range(0, len(texts), CHUNK))
-        return tuple(text for chunk in chunks for text in _many(texts, chunk))
+        return tuple(text for chunk in chunks for text in read_records(texts, chunk))
 
     def _at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         levels, labels = self.arrays
@@ -213,7 +213,7 @@ class Images:
 
     def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Read records from the source, many at once where it can."""
-        records = read_records(self.source, [int(i) for i in indices], self.title, self.location)
+        records = read_records(self.source, [int(i) for i in indices])
         levels = np.stack([record["image"] for record in records])
         if levels.shape[1:] != self.shape or levels.max() >= self.num_levels:
             raise UnreadableError(
@@ -231,30 +231,8 @@ class Images:
         return levels, labels.astype(np.int32)
 
 
-def read_records(
-    source: Sequence[Any], indices: Sequence[int], title: str, location: str
-) -> list[Any]:
-    """Read records from a source, many at once where it can.
-
-    Args:
-        source: records by index.
-        indices: of those wanted.
-        title: how messages name the split.
-        location: the folder that it is read from.
-
-    Raises:
-        UnreadableError: a ValueError, if files are damaged or gone.
-    """
-    try:
-        return _many(source, indices)
-    except RuntimeError as error:  # array_record's
-        raise UnreadableError(
-            f"{title} in {location} cannot be read: {error}. "
-            "Remove that folder and prepare it again."
-        ) from error
-
-
-def _many(source: Sequence[Any], indices: Sequence[int]) -> list[Any]:
+def read_records(source: Sequence[Any], indices: Sequence[int]) -> list[Any]:
+    """Read records by index from a source, many at once where it can."""
     many = getattr(source, "__getitems__", None)
     return [source[i] for i in indices] if many is None else list(many(list(indices)))
 

@@ -66,8 +66,8 @@ def mirror(
         source: gs://bucket/folder, s3://bucket/folder or a path: of a TFDS set, of a
             `data.stored` or of images.
         destination: a local folder, made where missing.
-        verify: also read what is there already and compare it with the checksums of the store;
-            otherwise sizes are compared alone. What differs is copied anew.
+        verify: also read what is there already and compare it with the checksums of the store,
+            where it tells any; otherwise sizes are compared alone. What differs is copied anew.
         num_workers: how many files are copied at once.
         progress: called with (done, total) bytes: once with what was there, then after each file,
             by one thread at a time.
@@ -206,22 +206,27 @@ class _Digest:
             self._sum = hashlib.md5(usedforsecurity=False)
             self.expected = checksums["md5"]
 
+    @property
+    def is_told(self) -> bool:
+        """Tell whether there is one."""
+        return self._sum is not None
+
     def update(self, chunk: bytes) -> None:
         """Take the next bytes."""
-        if self._sum is not None:
+        if self.is_told:
             self._sum.update(chunk)
 
     def is_right(self) -> bool:
         """Tell whether they are what the store says, as far as it does."""
-        return self._sum is None or self._sum.digest() == self.expected
+        return not self.is_told or self._sum.digest() == self.expected
 
 
 def _is_there(place: Path, each: _File, verify: bool) -> bool:
     path = place / each.name
     if not path.is_file() or path.stat().st_size != each.size:
         return False
-    if verify:
-        digest = _Digest(each.checksums)
+    digest = _Digest(each.checksums)
+    if verify and digest.is_told:
         with path.open("rb") as file:
             for chunk in _chunks(file):
                 digest.update(chunk)

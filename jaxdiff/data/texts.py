@@ -70,7 +70,7 @@ class Texts(Sequence[str]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[str]:
-        records = read_records(self._source, indices, self._title, self._location)
+        records = read_records(self._source, indices)
         texts, wrong = [], []
         for index, record in zip(indices, records, strict=True):
             text, problem = _decoded(record, self._path)

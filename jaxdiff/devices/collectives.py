@@ -96,16 +96,6 @@ def collectives(text: str, num_devices: int) -> list[Collective]:
     return found
 
 
-def crossing(found: Sequence[Collective], slices: Sequence[int]) -> float:
-    """Return how many bytes go out of a device, and as many into it, in groups across slices.
-
-    Args:
-        found: of a program.
-        slices: of each device, in the order of ``mesh.devices.flat``.
-    """
-    return sum(each.moved for each in found if each.crosses(slices))
-
-
 def _is_counter(kind: str, bits: str, shape: str) -> bool:
     return kind == "u32" and not shape
 

@@ -68,15 +68,17 @@ def write_shards(
     checks.function("make", make, "(first, last) -> arrays by name", takes=2)
     number, count = _share(mine)
     place = layout.place(folder)
-    _refuse_others(place)
+    names = _names(place)
+    _refuse_others(place, names)
     place.mkdir(parents=True, exist_ok=True)
-    records = _records(place, plan)
+    records = _records(place, names, plan)
     own = range(number, plan.num_shards, count)
     sizes = layout.sizes_in(place)
     there = {i for i in own if i in records and _is_sound(place, records[i], sizes)}
     wanted = [i for i in own if i not in there]
     if wanted:
-        for name in (INDEX, *map(_name, wanted)):  # so that what is made anew is not there
+        left = sorted({*names} & {*map(_name, wanted)})
+        for name in (INDEX, *left):  # so that what is made anew is not there
             (place / name).unlink(missing_ok=True)
     done, total = (sum(plan.num_rows(i) for i in some) for some in (there, own))
     fields = _fields(place, records)
@@ -97,13 +99,13 @@ def write_shards(
 def how_far(place: files.Path) -> str | None:
     """Return how many shards are there of a store that is not finished; None if none is begun."""
     names = _names(place)
-    records = (_read(place / name) for name in names if _RECORD.fullmatch(name))
-    for record in (record for record in records if record is not None):
-        plan = _Plan(*(record["of"][field.name] for field in dataclasses.fields(_Plan)))
-        there = [i for i in range(plan.num_shards) if _read(place / _name(i)) is not None]
-        return f"{len(there)} of {plan.num_shards} shards are there"
-    begun = any(_RECORD.fullmatch(name) or ARRAYS.fullmatch(name) for name in names)
-    return "none of its shards is there" if begun else None
+    records = _read_all(place, names)
+    if not records:
+        return "none of its shards is there" if _begun(names) else None
+    of = next(iter(records.values()))["of"]
+    plan = _Plan(*(of[field.name] for field in dataclasses.fields(_Plan)))
+    there = sum(i in records for i in range(plan.num_shards))
+    return f"{there} of {plan.num_shards} shards are there"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,39 +208,52 @@ def _name(number: int) -> str:
 
 def _names(place: files.Path) -> list[str]:
     """List what is in a folder, but for what is hidden: of file managers, or left by a kill."""
-    if not place.is_dir():
+    try:
+        return sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
 
 
-def _refuse_others(place: files.Path) -> None:
+def _begun(names: list[str]) -> bool:
+    """Tell whether anything of a store made by shards is among what a folder holds."""
+    return any(_RECORD.fullmatch(name) or ARRAYS.fullmatch(name) for name in names)
+
+
+def _refuse_others(place: files.Path, names: list[str]) -> None:
     """Refuse a folder that holds something, but nothing of a store made by shards.
+
+    Args:
+        place: the folder.
+        names: of what it holds.
 
     Raises:
         FileExistsError: if it does.
     """
-    names = _names(place)
     if INDEX in names and not any(map(_RECORD.fullmatch, names)):
         raise FileExistsError(
             f"`folder` {place} holds a store that was written whole. Take another, or remove it."
         )
-    ours = any(_RECORD.fullmatch(name) or ARRAYS.fullmatch(name) for name in names)
-    if (names and not ours) or (place.exists() and not place.is_dir()):
+    if (names and not _begun(names)) or place.is_file():
         raise FileExistsError(f"`folder` {place} holds something already. Take another.")
 
 
-def _records(place: files.Path, plan: _Plan) -> dict[int, Record]:
+def _records(place: files.Path, names: list[str], plan: _Plan) -> dict[int, Record]:
     """Return the records that can be read, by their shard.
 
     Raises:
         ValueError: if one is of another store.
     """
-    found = {}
-    for name in _names(place):
-        if _RECORD.fullmatch(name) and (record := _read(place / name)) is not None:
-            plan.refuse_another(place, record)
-            found[int(name.removesuffix(".json"))] = record
+    found = _read_all(place, names)
+    for record in found.values():
+        plan.refuse_another(place, record)
     return found
+
+
+def _read_all(place: files.Path, names: list[str]) -> dict[int, Record]:
+    """Return what records can be read of a folder that holds `names`, by their shard."""
+    numbers = (int(name.removesuffix(".json")) for name in names if _RECORD.fullmatch(name))
+    read = ((number, _read(place / _name(number))) for number in numbers)
+    return {number: record for number, record in read if record is not None}
 
 
 def _read(path: files.Path) -> Record | None:
@@ -287,7 +302,7 @@ def _fields(place: files.Path, records: Mapping[int, Record]) -> dict[str, Any] 
 
 def _finish(place: files.Path, plan: _Plan) -> None:
     """Write the index if all shards are there."""
-    records = _records(place, plan)
+    records = _records(place, _names(place), plan)
     fields = _fields(place, records)
     if fields is None or any(i not in records for i in range(plan.num_shards)):
         return
