@@ -16,7 +16,7 @@ COMMANDS = {
     "digits": [
         ("digits", "train", "--preset", "smoke", "--tensorboard", "--profile-steps", "1"),
         ("digits", "sample", "--num", "8", "--num-steps", "4", "--out", f"{RUN}/samples"),
-        ("digits", "sample", "--num", "8", "--num-steps", "4", "--out", f"{RUN}/samples.png"),
+        ("digits", "sample", "--num", "8", "--num-steps", "4", "--out", f"{RUN}/drawn.png"),
         ("digits", "evaluate", "--eval-examples", "8", "--sample-steps", "4"),
         ("digits", "export", "--out", f"{RUN}/params.npz"),
     ],
