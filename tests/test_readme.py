@@ -140,7 +140,10 @@ def test_a_command_in_the_documents_can_be_read(name, words, monkeypatch):
 def test_the_files_it_names_exist(name):
     folder = ROOT if (ROOT / name).exists() else ROOT / "docs"
     for path in re.findall(r"\]\(([^):]+)\)", DOCUMENTS[name]):
-        assert (folder / path).exists(), path
+        file, _, anchor = path.partition("#")
+        assert (folder / file).exists(), path
+        headings = re.findall(r"^#+ (.*)$", (folder / file).read_text(), re.M) if anchor else [""]
+        assert anchor in [heading.lower().replace(" ", "-") for heading in headings], path
     for path in re.findall(r"`(jaxdiff/[\w/.]+|docs|experiments|tests)`", DOCUMENTS[name]):
         assert (ROOT / path).exists(), path
 
