@@ -305,6 +305,11 @@ def test_what_a_stage_is_recorded_as_is_what_is_asked_for_again(home):
 # --- Other kinds --------------------------------------------------------------------------------
 
 
+def started(*argv, env=None):
+    words = [sys.executable, "-m", "experiments.latents", *argv, "--quiet"]
+    return subprocess.Popen([str(word) for word in words], cwd=ROOT, env=env)
+
+
 MODES = {
     "pmap": ("--parallel", "pmap"),
     "mesh": ("--parallel", "mesh", "--fsdp", "2"),
@@ -314,13 +319,9 @@ MODES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_eight_devices_make_the_run_of_one(mode, home, tmp_path, capsys):
-    asked = *words(DENOISER), "--latents-of", home, "--no-evaluate", "--quiet"
-    started = [
-        *(sys.executable, "-m", "experiments.latents", "train", "--run-dir", tmp_path / mode),
-        *(*asked, *MODES[mode]),
-    ]
+    asked = *words(DENOISER), "--latents-of", home, "--no-evaluate", *MODES[mode]
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    subprocess.run([str(word) for word in started], cwd=ROOT, env=env, check=True)
+    assert started("train", "--run-dir", tmp_path / mode, *asked, env=env).wait() == 0
     one, many = (
         denoisers_stage.STAGE.restore(run_dir)[1].state for run_dir in (home, tmp_path / mode)
     )
@@ -329,20 +330,14 @@ def test_eight_devices_make_the_run_of_one(mode, home, tmp_path, capsys):
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one[name], many[name]
         )
     for run_dir, extra in ((home, {}), (tmp_path / mode, MODES[mode][:2])):
-        drawn = [sys.executable, "-m", "experiments.latents", "sample", "--run-dir", run_dir]
-        drawn += ["--prompt", "a star", "--num", "5", "--num-steps", "2", "--quiet"]
-        drawn += ["--out", tmp_path / f"{run_dir.name}-out", *extra]
-        subprocess.run([str(word) for word in drawn], cwd=ROOT, env=env, check=True)
+        drawn = "--prompt", "a star", "--num", "5", "--num-steps", "2", *extra
+        out = tmp_path / f"{run_dir.name}-out"
+        assert started("sample", "--run-dir", run_dir, "--out", out, *drawn, env=env).wait() == 0
     pictures = [
         np.load(next((tmp_path / f"{name}-out").glob("*.npz")))["arr_0"].astype(int)
         for name in ("home", mode)
     ]
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
-
-
-def started(*argv):
-    words = [sys.executable, "-m", "experiments.latents", *argv, "--quiet"]
-    return subprocess.Popen([str(word) for word in words], cwd=ROOT, env=os.environ)
 
 
 @pytest.mark.slow

@@ -75,8 +75,9 @@ class SoundSteps:
 
     def best(self, metric: str) -> int | None:
         """Return the committed step whose `metric` is smallest, None where none has it finite."""
-        found = []
-        for step in self.steps():
+        found, steps = [], self.steps()
+        self._metrics = {step: self._metrics[step] for step in steps if step in self._metrics}
+        for step in steps:
             try:
                 value = float(self.metrics(step)[metric])
             except (ValueError, LookupError, TypeError):  # saved without it, or damaged
