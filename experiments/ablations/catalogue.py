@@ -245,7 +245,11 @@ def _coupling() -> Presets:
     return {"full": full, "smoke": smoke}
 
 
-_TOLD: dict[str, Any] = {**vars(denoiser.PRESETS["relations"]), "num_steps": 5000}
+_TOLD: dict[str, Any] = {
+    **vars(denoiser.PRESETS["relations"]),
+    "num_steps": 5000,
+    "guidance_scale": 3.0,
+}
 _TOLD_SMOKE: dict[str, Any] = {
     "width": 16,
     "depth": 1,
