@@ -202,6 +202,8 @@ def verify(
     wrong += table_differs(path, ablation, again)
     if wrong:
         why = " Another machine or version rounds otherwise; see above." if elsewhere else ""
+        if not judging.is_repeatable(here):
+            why += f" On a GPU it needs XLA_FLAGS={judging.DETERMINISTIC}, both times."
         raise Refusal(f"{wrong} of what was checked in {directory} does not reproduce.{why}")
     print(f"{len(sampled)} of {len(done)} groups ran again: every row reproduces exactly.")
 

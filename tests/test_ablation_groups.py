@@ -427,12 +427,12 @@ def test_an_axis_is_judged_with_the_others_averaged_over():
     assert found == pytest.approx({"width=16": 1.125, "depth=2": 1.375})
 
 
-def told(table):
-    """Return the report of a table."""
+def told(table, done=None):
+    """Return the report of a table, of results."""
     name = table.ablation.measures[0]
     found = [{name: fn(table, name)} for fn in (statistics.compare, statistics.effects)]
     lock = {"preset": "full", "name": "mine"}
-    return report.report(lock, table, {}, *found, figures=[])
+    return report.report(lock, table, done or {}, *found, figures=[])
 
 
 def test_a_report_says_which_runs_diverged_and_only_then():
@@ -444,6 +444,22 @@ def test_a_report_says_which_runs_diverged_and_only_then():
     assert "There is no other; 2 diverged." in text
     text = told(made_table({(8,): [1.0, 2.0], (16,): [1.5, 2.0]}, width=(8, 16)))
     assert "iverged" not in text
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "repeats"),
+    [
+        ("2 x cpu (cpu)", "", True),
+        ("1 x NVIDIA H200 (gpu)", "", False),
+        ("1 x NVIDIA H200 (gpu)", f"--xla_dump_to=x {judging.DETERMINISTIC}", True),
+    ],
+)
+def test_a_report_promises_the_same_bytes_only_where_they_come_again(device, flags, repeats):
+    seconds = dict.fromkeys(("compile", "train", "judge"), 1.0)
+    made = {"seconds": seconds, "environment": {"device": device, "xla_flags": flags}}
+    text = told(made_table({(8,): [1.0, 2.0], (16,): [1.5, 2.0]}, width=(8, 16)), {0: made})
+    assert ("byte for byte on one kind of machine" in text) == repeats
+    assert (f"without XLA_FLAGS={judging.DETERMINISTIC}" in text) != repeats
 
 
 def test_a_report_says_what_is_not_run_and_what_stands_in_a_line_above():

@@ -247,6 +247,8 @@ def _coupling() -> Presets:
 
 _TOLD: dict[str, Any] = {
     **vars(denoiser.PRESETS["relations"]),
+    "text_attention": "cross",  # as it was before it was asked
+    "pooled_text": True,
     "num_steps": 5000,
     "guidance_scale": 3.0,
 }
@@ -281,6 +283,7 @@ def _binding() -> Presets:
         },
         measures=(*_OBEYED, "bound_relation", "bound_colours", "bound_shapes", "obeyed_one"),
         seeds=3,
+        learned=LEARNED["binding"],
     )
     return {"full": full, "smoke": _told_smoke(full, {"text_attention": ("cross", "joint")})}
 
@@ -294,13 +297,14 @@ def _binding_data() -> Presets:
         axes={**mixtures, "num_steps": (1250, 5000)},
         measures=(*_OBEYED, "bound_relation", "bound_colours", "bound_shapes"),
         seeds=3,
+        learned=LEARNED["binding_data"],
     )
     return {"full": full, "smoke": _told_smoke(full, mixtures)}
 
 
 def _told_smoke(full: Ablation, axes: Mapping[str, Any]) -> Ablation:
     base = dataclasses.replace(full.base, **_TOLD_SMOKE)
-    return dataclasses.replace(full, base=base, axes=axes, seeds=2)
+    return dataclasses.replace(full, base=base, axes=axes, seeds=2, learned="")
 
 
 MAKERS = {

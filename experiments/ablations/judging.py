@@ -20,6 +20,8 @@ from jaxdiff.training import run as runs
 
 PACKAGES = ("scipy", "scikit-learn", "statsmodels", "pot")
 
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+"""Of XLA_FLAGS: else XLA times kernels of GPUs to choose among them, and sums in any order."""
 Result = dict[str, Any]
 """What a group's file holds: its rows, and what does not reproduce beside them."""
 
@@ -115,6 +117,11 @@ def environment() -> dict[str, Any]:
             continue
     processor = {"machine": platform.machine(), "cpus": os.cpu_count(), "cpu": _processor()}
     return {**found, **processor, "xla_flags": os.environ.get("XLA_FLAGS", "")}
+
+
+def is_repeatable(environment: dict[str, Any]) -> bool:
+    """Whether what ran in an environment has the same bits when it runs there again."""
+    return "(gpu)" not in environment["device"] or DETERMINISTIC in environment["xla_flags"]
 
 
 def _processor() -> str | None:

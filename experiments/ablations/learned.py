@@ -62,4 +62,22 @@ implicit ones and leave a sixth of their error. (Both lengths average the parame
 0.998, which lags behind in the shorter.) All this is as Vincent 2011 and Song et al. 2019
 (arXiv:1905.07088) have it: one gradient in expectation, with different noise and cost.
 """,
+    "binding": """
+Two things together let it: one attention over text and picture, and no mean of the text beside it.
+So told, all three runs obey 93 to 94% of the prompts of two objects, and as many where a colour or
+an order was never seen; by cross-attention with the mean, as in the base, 13 to 30%, and 13, 77 and
+86% where `binding_data` trains the same again. The mean alone tells which words there are, and
+under it the shapes stay mixed up (34 to 66%, for 92 to 95% without). What comes last, and at once,
+is which object stands where: runs at 44 to 50% draw both, each in its colour, and mirror every
+other picture. When it comes is chance as well: of three runs by cross-attention without the mean
+one had it, and of six of the base's three. It came to none of the twelve runs with 64 tokens in
+these 5000 steps, though single objects are drawn best by those.
+""",
+    "binding_data": """
+They do, it seems, for where things stand: of nine runs with them (three of `binding` among these)
+six came to draw the relation that was asked for, of six that saw two objects alone none, after 1250
+steps or 5000. Shapes are learned sooner from two alone, 92% for 39 and 69% after as many steps,
+which see twice as many of them. Nothing here survives Holm's correction but that more steps give
+better shapes: with three seeds chance decides, since a run either has the relation or has not.
+""",
 }

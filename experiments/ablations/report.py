@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.ablations import plots, results, statistics, store
+from experiments.ablations import judging, plots, results, statistics, store
 from experiments.ablations.definition import Ablation, groups, left_out
 from experiments.ablations.fields import show
 from experiments.ablations.judging import Result
@@ -121,8 +121,7 @@ difference from the best, paired by seed.{_cases(table)} Compared with the base,
 
 {_timings(table.ablation, done)}
 
-Seconds, and what ran them, do not reproduce; the rest does, byte for byte on one kind of machine: \
-`python -m experiments.ablate verify` runs a part of it again. All of it: \
+{_reproduces(done)} All of it: \
 [results.csv]({results.RESULTS}), [results.json](results.json), [timings.csv]({results.TIMINGS}), \
 [environment.json]({results.ENVIRONMENT}), [{store.LOCK}]({store.LOCK}).
 """
@@ -259,6 +258,19 @@ def _tied(ties: int, others: int) -> str:
     if not ties:
         return f"All {others} others are worse beyond error"
     return f"Of the {others} others {ties} cannot be told from it (≈)"
+
+
+def _reproduces(done: Mapping[int, Result]) -> str:
+    """Say what another run of the same gives again."""
+    if all(judging.is_repeatable(result["environment"]) for result in done.values()):
+        return (
+            "Seconds, and what ran them, do not reproduce; the rest does, byte for byte on one "
+            "kind of machine: `python -m experiments.ablate verify` runs a part of it again."
+        )
+    return (
+        f"A GPU ran this without XLA_FLAGS={judging.DETERMINISTIC}, so no number reproduces byte "
+        "for byte: XLA chose kernels by their time."
+    )
 
 
 def _timings(ablation: Ablation, done: Mapping[int, Result]) -> str:
