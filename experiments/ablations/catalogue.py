@@ -247,7 +247,7 @@ def _coupling() -> Presets:
 
 _TOLD: dict[str, Any] = {
     **vars(denoiser.PRESETS["relations"]),
-    "text_attention": "cross",  # as it was before it was asked
+    "text_attention": "cross",  # the preset as it was before `binding` asked
     "pooled_text": True,
     "num_steps": 5000,
     "guidance_scale": 3.0,

@@ -106,7 +106,7 @@ class Config:
 
 PRESETS = {
     "full": Config(),
-    "relations": Config(num_steps=1500),
+    "relations": Config(num_steps=1500, text_attention="joint", pooled_text=False),
     "smoke": Config(
         width=64,
         depth=2,
@@ -126,7 +126,7 @@ def check(config: Config) -> None:
     """Refuse a config whose values cannot be meant."""
     options.judge(config)
     if config.network == "unet" and config.text_attention != "cross":
-        raise Refusal("--text-attention joint needs --network dit.")
+        raise Refusal("--text-attention must be cross with --network unet; got joint.")
 
 
 def check_scale(config: Config, scale: float) -> None:
