@@ -19,7 +19,7 @@ from latents_cases import AUTOENCODER, DENOISER, JUDGING, run, words
 
 from experiments.common.command import Refusal
 from experiments.latents import autoencoder as autoencoders
-from experiments.latents import bounds, drawing, encoding, obedience, stages
+from experiments.latents import bounds, drawing, encoding, obedience, report, stages
 from experiments.latents import denoiser as denoisers_stage
 from experiments.latents.autoencoder import Config
 from experiments.latents.judges import of_factors, templates
@@ -218,6 +218,28 @@ def test_guidance_of_a_run_that_never_dropped_a_caption_is_refused():
 
 
 # --- Judging ------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_not_judged_stands_beside_none(home, tmp_path, capsys):
+    code, _, err = run(capsys, "evaluate", home, "--beside", tmp_path, "--quiet")
+    assert code == 1
+    assert f"--beside {tmp_path}" in err
+
+
+def test_runs_stand_side_by_side():
+    bits = {"bits_per_dim": 4.0, "bits_per_dim_stderr": 0.5, "best_guidance_scale": 2.0}
+    share = {"seen": {"1": {"all": 0.1, "all_stderr": 0}, "2": {"all": 0.5, "all_stderr": 0.01}}}
+    latents = {**bits, "latent_bits_per_dim": 1.0, "obeyed": share}
+    assert (
+        report.side_by_side({"this": latents, "pixels": {**bits, "frechet": 0.25}})
+        == """\
+|  | this | pixels |
+| --- | --- | --- |
+| bits per dimension of pixels, given the caption | at most 4.000 ± 0.500 | 4.000 ± 0.500 |
+| best guidance scale | 2 | 2 |
+| prompts obeyed at it, seen, in percent | 50.0 ± 1.0 |  |
+| Fréchet distance of pictures |  | 0.250 |"""
+    )
 
 
 def test_the_levels_of_a_pixel_have_probability_1_in_all(as_users_run_it):

@@ -114,6 +114,7 @@ def write(
         average: which average its parameters are.
         progress: say on stderr what takes its time.
     """
+    beside = report.read_beside(judging)
     config, local = trained.autoencoder_config, devices.local()
     scales = [s for s in judging.guidance_scales if s == 1.0 or trained.config.drop_cond > 0.0]
     say = _sayer(progress)
@@ -155,7 +156,7 @@ def write(
     )
     figures.write(directory, trained, (made, mixing), best, scales, asked, key_figures, results)
     of = {"step": trained.step, "average": average, **_settings(judging)}
-    text = report.write(trained, directory, judging, results, best)
+    text = report.write(trained, directory, judging, results, best, beside)
     evaluations.write(directory, of, results, text)
 
 

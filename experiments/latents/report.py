@@ -1,12 +1,13 @@
 """The report of a run, for readers."""
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from experiments.common import command, evaluations
+from experiments.common.command import Refusal
+from experiments.common.tables import markdown
 from experiments.latents.denoiser import STAGE
 from experiments.latents.drawing import Trained
 from jaxdiff import files
@@ -21,6 +22,7 @@ def write(
     judging: "Judging",
     results: Mapping[str, Any],
     best: float,
+    beside: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """Return the report.
 
@@ -30,6 +32,7 @@ def write(
         judging: how it was judged.
         results: what was found.
         best: the scale of guidance that was found best.
+        beside: as :func:`read_beside` returns it.
     """
     config, record = trained.config, STAGE.recorded(directory)
     versions = ", ".join(f"{name} {v}" for name, v in record.get("versions", {}).items())
@@ -61,7 +64,7 @@ of the two denoisers, weighted by the shares.
 
 ![loss](loss.png)
 
-{_beside(judging)}
+{_beside(results, beside)}
 
 ## What produced it
 
@@ -157,18 +160,51 @@ second shape to each first. The trained judge has learned on real scenes of all 
 templates are fitted by least squares and have learned nothing."""
 
 
-def _beside(judging: "Judging") -> str:
-    if judging.beside is None:
+def _beside(results: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> str:
+    if not beside:
         return ""
+    return f"## Beside another\n\n{side_by_side({'this run': results, **beside})}"
+
+
+def read_beside(judging: "Judging") -> dict[str, dict[str, Any]]:
+    """Return what the run that is to stand beside was found to be worth, by its folder's name.
+
+    Raises:
+        Refusal: if it was not judged.
+    """
+    if judging.beside is None:
+        return {}
     folder = command.path_of(judging.beside, "--beside")
-    found = json.loads((folder / evaluations.EVALUATION).read_bytes())
-    kept = {
-        name: found[name]
-        for name in ("bits_per_dim", "bits_per_dim_stderr", "frechet", "best_guidance_scale")
-        if name in found
-    }
-    best = f"{found.get('best_guidance_scale', 1.0):g}"
-    for name, by_scale in found.get("obeyed", {}).items():
-        kept[f"prompts obeyed, {name.replace('_', ' ')}"] = by_scale[best]["all"]
-    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in kept.items())
-    return f"## Beside it: {folder.name}\n\n| | |\n|---|---|\n{rows}"
+    found = evaluations.numbers(folder)
+    if not found:
+        raise Refusal(
+            f"--beside {folder} has no {evaluations.EVALUATION} that can be read. Judge that run "
+            "first, by evaluate."
+        )
+    return {folder.name: found}
+
+
+def side_by_side(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table of what runs were found to be worth, a column a run, by their names."""
+    columns = [_figures(found) for found in runs.values()]
+    rows = list(dict.fromkeys(row for column in columns for row in column))
+    return "\n".join(
+        markdown(["", *runs], [[row, *(column.get(row, "") for column in columns)] for row in rows])
+    )
+
+
+def _figures(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is compared of a run, as it is shown."""
+    found = {}
+    if "bits_per_dim" in results:
+        most = "at most " if "latent_bits_per_dim" in results else ""
+        value = f"{results['bits_per_dim']:.3f} ± {results['bits_per_dim_stderr']:.3f}"
+        found["bits per dimension of pixels, given the caption"] = most + value
+    if "frechet" in results:
+        found["Fréchet distance of pictures"] = f"{results['frechet']:.3f}"
+    if "best_guidance_scale" in results:
+        found["best guidance scale"] = best = f"{results['best_guidance_scale']:g}"
+        for name, by_scale in results.get("obeyed", {}).items():
+            row = f"prompts obeyed at it, {name.replace('_', ' ')}, in percent"
+            found[row] = _percent(by_scale[best], "all")
+    return found
