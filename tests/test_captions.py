@@ -1,11 +1,16 @@
 """Captions: of a folder by its metadata, of a TFDS set, and as numbers beside the images."""
 
+import dataclasses
+import io
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.common.command import Refusal
+from experiments.latents import sources
+from experiments.latents.autoencoder import Config
 from jaxdiff import data
 
 LINES = [
@@ -213,6 +218,81 @@ def test_a_caption_that_is_no_text_is_named_with_its_index(sets, monkeypatch):
     assert images.captions(np.array([0, 0])) == ["good", "good"]
     with pytest.raises(data.UnreadableError, match=r"used: example 3: it is '', where"):
         images.captions(np.array([0, 3]))
+
+
+def encoded(image, kind):
+    image.save(file := io.BytesIO(), kind)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A set of captioned images of many sizes and modes, and a folder of the same files."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+
+    def made(height, width, mode="RGB"):
+        return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
+
+    files = [
+        encoded(made(9, 4), "PNG"),
+        encoded(made(20, 31), "JPEG"),
+        encoded(made(7, 7, "L"), "PNG"),
+        encoded(made(12, 5, "P"), "PNG"),
+        encoded(made(6, 8, "CMYK"), "JPEG"),
+        encoded(made(5, 6, "RGBA"), "PNG"),
+    ]
+    texts = [f"picture {i}" for i in range(len(files))]
+    (folder / "files").mkdir()
+    for i, file in enumerate(files):
+        (folder / "files" / str(i)).write_bytes(file)
+    examples = [{"image": f, "caption": t} for f, t in zip(files, texts, strict=True)]
+    prepare(folder, "photos", lambda f: {"image": f.Image(), "caption": f.Text()}, examples)
+    return folder, texts
+
+
+@pytest.mark.parametrize("memory_limit", [None, 0])
+def test_a_set_of_images_of_many_sizes_is_what_a_folder_of_them_is(photos, memory_limit):
+    folder, texts = photos
+    images = data.load_images("photos", "train", data_dir=folder, image_size=6)
+    images = dataclasses.replace(images, memory_limit=memory_limit)
+    wanted = data.load_folder(folder / "files", 6, split="all")
+    assert images.shape == wanted.shape == (6, 6, 3)
+    rows = np.arange(len(texts))
+    np.testing.assert_array_equal(images.rows(rows)["image"], wanted.levels)
+    assert images.captions(rows) == texts
+
+
+def test_images_of_one_size_may_be_resized_too(sets):
+    images = data.load_images("each", "train", data_dir=sets, image_size=2)
+    assert images.shape == (2, 2, 3)
+    np.testing.assert_array_equal(images.levels[:, 0, 1, 0], np.arange(4))
+    np.testing.assert_array_equal(images.labels, 1)
+
+
+def test_images_of_many_sizes_need_one(photos, tmp_path):
+    with pytest.raises(ValueError, match="`image_size` must be given for photos"):
+        data.load_images("photos", "train", data_dir=photos[0])
+    with pytest.raises(ValueError, match="`image_size` must be at least 1"):
+        data.load_images("photos", "train", data_dir=photos[0], image_size=0)
+    with pytest.raises(ValueError, match="`image_size` must be left out for digits: .* 17 levels"):
+        data.load_images("digits", "train", image_size=16)
+    config = Config(data="photos", data_dir=str(photos[0]))
+    with pytest.raises(Refusal, match="--image-size: `image_size` must be given"):
+        sources.open_pictures(config, "train")
+    opened = sources.open_pictures(dataclasses.replace(config, image_size=8), "train")
+    assert sources.shape_of(opened) == (8, 8, 3)
+    assert opened.captions(np.array([1])) == ["picture 1"]
+
+
+def test_a_set_without_a_split_that_judges_is_told_of_before_training(photos, capsys):
+    config = Config(data="photos", data_dir=str(photos[0]), image_size=8)
+    with pytest.raises(Refusal, match="--eval-split: `split` must be one of train of photos"):
+        sources.open_held_out(config)
+    held_out = sources.open_held_out(dataclasses.replace(config, eval_split="train[3:]"))
+    assert held_out.captions(np.array([0])) == ["picture 3"]
+    assert "judges by images trained on" in capsys.readouterr().err
+    with pytest.raises(Refusal, match="--eval-split must be left out for scenes"):
+        sources.placed(Config(eval_split="val"))
 
 
 # --- As numbers -----------------------------------------------------------------------------

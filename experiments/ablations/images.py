@@ -95,8 +95,8 @@ def unread(config: Config) -> dict[str, str]:
         found[name] = f"network {config.network} has no {name}"
     if config.data == FOLDER:
         del found["data_dir"]
-    else:
-        found["image_size"] = f"data {config.data} are of one size"
+    elif config.data == "digits":
+        found["image_size"] = "data digits are taken as they are"
     found["num_samples"] = "no measure asked for is of samples"
     return found
 

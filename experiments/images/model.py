@@ -56,7 +56,8 @@ class Config:
     data: str = "digits"
     """Image data set: digits, a prepared TFDS one such as fashion_mnist, or a folder of images."""
     image_size: CountOrNone = options.later(None)
-    """Side of the images of a folder: the short side is resized, the centre cut out."""
+    """Side of the images, which a folder needs, and a data set of images of many sizes: the short
+    side is resized, the centre cut out."""
     flip: bool = options.later(False)
     """Mirror images at random in training."""
     network: Literal["dit", "unet"] = "dit"

@@ -34,18 +34,14 @@ def placed(config: Any) -> Any:
     Raises:
         Refusal: if what is said of the data does not fit together.
     """
-    name, size, folder = config.data, config.image_size, absolute(config.data)
+    name, folder = config.data, absolute(config.data)
     if name == FOLDER and config.data_dir is not None:
         return dataclasses.replace(config, data_dir=absolute(config.data_dir))
-    if name.startswith((".", "~", "/")) or os.path.isabs(name) or (size and os.path.isdir(name)):
+    is_there = config.image_size is not None and os.path.isdir(name)
+    if name.startswith((".", "~", "/")) or os.path.isabs(name) or is_there:
         if config.data_dir is not None:
             raise Refusal(f"--data-dir: --data {name} is a folder itself; leave --data-dir out.")
         return dataclasses.replace(config, data=FOLDER, data_dir=folder)
-    if size is not None:
-        raise Refusal(
-            f"--image-size is for a folder of images, and --data {name} is none: there is no "
-            f"folder {folder}. The images of a data set are taken as they are."
-        )
     return dataclasses.replace(config, data_dir=absolute(config.data_dir))
 
 
@@ -71,7 +67,8 @@ def open_images(
     try:
         with options.naming(type(config), name="--data", path="--data", split=option or "--data"):
             if config.data != FOLDER or folder is None:
-                return data.load_images(config.data, split, data_dir=folder)
+                size = config.image_size
+                return data.load_images(config.data, split, data_dir=folder, image_size=size)
             if config.image_size is None:
                 raise Refusal(
                     "--image-size must be given for a folder of images, such as --image-size 32: "
@@ -96,11 +93,13 @@ def _moved(config: Any, folder: str) -> str | None:
 
 def _remedy(config: Any, option: str, said: str, *, recorded: bool) -> str:
     if option and said.startswith(option):
-        return " Say by which split to judge, or train with --no-evaluate."
+        return f" Say by {option} which one judges."
     if recorded and config.data == FOLDER and "there is no folder" in said:
         return " If it was moved, say by $JAXDIFF_DATA_DIR which folder holds it now."
     if "load_folder" in said:
         return " On the command line: --data DIR --image-size N."
-    if said.startswith("--data:") and os.path.isdir(config.data):
-        return f" If the folder {config.data} is meant, give --image-size."
+    if said.startswith("--data: `name` must be known"):
+        if os.path.isdir(config.data):
+            return f" If the folder {config.data} is meant, give --image-size."
+        return f" Nor is there a folder {absolute(config.data)}."
     return ""

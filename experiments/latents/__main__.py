@@ -71,6 +71,7 @@ def _autoencoder(
     directory = command.claim(str(stage.at(run_dir)))
     config = stage.reconcile(directory, config)
     pictures = sources.open_pictures(config, "train", recorded=True)
+    held_out = sources.open_held_out(config)
     shape = sources.shape_of(pictures)
     check_shape(stage, run_dir, shape)
     built = autoencoders.build(config, shape)
@@ -91,7 +92,6 @@ def _autoencoder(
         )
         params = distributed.gather(autoencoders.averaged(config, state))
         if distributed.is_main():
-            held_out = sources.open_pictures(config, "test", recorded=True)
             evaluating.reconstruct(config, built, params, held_out, directory, running.local())
         distributed.any_of(False)  # all wait for what it has written
 

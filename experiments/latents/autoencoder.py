@@ -48,8 +48,10 @@ class Config:
     data_dir: str | None = None
     """Where data sets lie; the cache directory unless given. Of a folder of images, the folder."""
     image_size: CountOrNone = None
-    """Side of the pictures, which a folder needs: the short side is resized, the centre cut out.
-    Scenes are 32 unless given."""
+    """Side of the pictures, which a folder needs, and a data set of pictures of many sizes: the
+    short side is resized, the centre cut out. Scenes are 32 unless given."""
+    eval_split: str = sources.EVAL_SPLIT
+    """The split of a folder or a data set that judges, such as validation."""
     flip: bool = False
     """Mirror pictures at random in training: not where captions say what is left."""
     num_scenes: Count = 40_000

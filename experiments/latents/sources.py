@@ -1,11 +1,13 @@
 """Pictures with captions, as a config says them: scenes, a folder, or a prepared data set."""
 
 import concurrent.futures
+import sys
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from experiments.common.command import Refusal
+from experiments.images import data as image_data
 from experiments.images import sources as image_sources
 from jaxdiff import data
 from jaxdiff.data import Captioned
@@ -14,6 +16,8 @@ SCENES = "scenes"
 """What `data` says where the pictures are made."""
 SCENE_SIZE = 32
 """The side of scenes unless told otherwise."""
+EVAL_SPLIT = "test"
+"""The split that judges unless told otherwise."""
 NUM_LEVELS = 256
 Part = Literal["train", "test"]
 
@@ -33,6 +37,8 @@ class DataConfig(Protocol):
     def data_dir(self) -> str | None: ...  # noqa: D102
     @property
     def image_size(self) -> int | None: ...  # noqa: D102
+    @property
+    def eval_split(self) -> str: ...  # noqa: D102
     @property
     def num_scenes(self) -> int: ...  # noqa: D102
     @property
@@ -76,6 +82,8 @@ def placed(config: Any) -> Any:
         return image_sources.placed(config)
     if config.data_dir is not None:
         raise Refusal("--data-dir must be left out for scenes: they are made on the machine.")
+    if config.eval_split != EVAL_SPLIT:
+        raise Refusal("--eval-split must be left out for scenes: as many are made as are asked.")
     return config
 
 
@@ -92,12 +100,21 @@ def open_pictures(config: Any, part: Part, *, recorded: bool = False) -> Caption
     """
     if config.data == SCENES:
         return scenes_of(config, part)
-    images = image_sources.open_images(config, part, recorded=recorded)
+    split, option = (config.eval_split, "--eval-split") if part == "test" else ("train", "")
+    images = image_sources.open_images(config, split, option, recorded=recorded)
     try:
         images.captions(np.arange(1))
     except ValueError as error:
         raise Refusal(f"--data: {error}") from error
     return images
+
+
+def open_held_out(config: Any) -> Captioned:
+    """Open the pictures that judge, at a start; say it on stderr if some are trained on."""
+    held_out = open_pictures(config, "test", recorded=True)
+    if isinstance(held_out, data.Images) and image_data.is_trained_on(held_out):
+        print(f"--eval-split {held_out.split} judges by images trained on.", file=sys.stderr)
+    return held_out
 
 
 def scenes_of(

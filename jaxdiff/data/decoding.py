@@ -61,15 +61,27 @@ def read_image(path: str, image_size: int | tuple[int, int], *, grey: bool) -> n
     image_module = pillow()
     from PIL import ImageOps
 
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     with _naming(path), image_module.open(path, formats=FORMATS) as image:
         ImageOps.exif_transpose(image, in_place=True)
-        plain = _plain(image_module, image, "L" if grey else "RGB")
-        levels = np.asarray(_of_size(image_module, plain, *size))
-        return levels.reshape(*size, 1 if grey else 3)
+        return _fitted(image_module, plain(image, "L" if grey else "RGB"), image_size)
 
 
-def _plain(image_module: Any, image: Any, mode: str) -> Any:
+def fitted(levels: np.ndarray, image_size: int) -> np.ndarray:
+    """Return levels, uint8 (H, W, 1 or 3), resized to S x S as the module's docstring says."""
+    image_module = pillow()
+    image = image_module.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
+    return _fitted(image_module, image, image_size)
+
+
+def _fitted(image_module: Any, image: Any, image_size: int | tuple[int, int]) -> np.ndarray:
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    levels = np.asarray(_of_size(image_module, image, *size))
+    return levels.reshape(*size, -1)
+
+
+def plain(image: Any, mode: str) -> Any:
+    """Return an opened image of any mode as one of "L" or "RGB"."""
+    image_module = pillow()
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion clips at 255
         levels = np.asarray(image).astype(np.int64) >> 8
         image = image_module.fromarray(np.clip(levels, 0, 255).astype(np.uint8))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff import checks
 from jaxdiff.data import examples, texts
 from jaxdiff.data.errors import NotPreparedError
 from jaxdiff.data.extras import require
@@ -33,15 +34,16 @@ def load_images(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     text: str | None = None,
+    image_size: int | None = None,
 ) -> Images:
     """Open a split of "digits", or of any TFDS image set prepared as array_record.
 
     "digits" is prepared at its first use (see `digits`); every other set must have been prepared.
-    Nothing is ever downloaded. "image" and, if there is one, "label" are read from each record;
-    images must be uint8 and of one size. Metadata "num_levels", which a builder of one's own can
-    give, says how many levels there are, by default 256. A feature of texts gives captions, read
-    when they are asked for, each UTF-8 and not empty: one of an image, or a sequence of them, of
-    which the first counts, as in "coco_captions".
+    Nothing is ever downloaded. "image" and, if there is one, "label" are read from each record.
+    Images must be uint8, and of one size unless `image_size` says which. Metadata "num_levels",
+    which a builder of one's own can give, says how many levels there are, by default 256. A feature
+    of texts gives captions, read when they are asked for, each UTF-8 and not empty: one of an
+    image, or a sequence of them, of which the first counts, as in "coco_captions".
 
     Args:
         name: as in TFDS: "mnist", "cifar10", "mnist_corrupted/spatter", "mnist:3.0.1".
@@ -51,15 +53,19 @@ def load_images(
         text: the feature of the captions, such as "caption" or, within another, "captions/text". By
             default the only one of such a name, else the only one of texts but for names of files;
             where there is none or several, the images have no captions.
+        image_size: S, the side of the images: the short side is resized, the centre cut out, as
+            `load_folder` does. By default they are taken as they are.
 
     Raises:
         ImportError: if tensorflow-datasets or array_record is not installed.
         NotPreparedError: a FileNotFoundError and ValueError, if the set is not there, in a bucket
             or not in a format that can be read, naming the directory and the command that helps.
-        TypeError: if the name is no text.
+        TypeError: if the name is no text or `image_size` no whole number.
         ValueError: if the name, the split or `text` is unknown, or the records are not such images.
     """
     _check_name(name)
+    if image_size is not None:
+        image_size = checks.count("image_size", image_size)
     tfds = require("tensorflow_datasets")
     require("array_record")
     given = default_data_dir() if data_dir is None else data_dir
@@ -67,7 +73,7 @@ def load_images(
     try:
         if name == DIGITS:
             _prepare_digits(folder)
-        return _open(tfds, name, split, folder, text)
+        return _open(tfds, name, split, folder, text, image_size)
     except OSError as error:
         if isinstance(error, NotPreparedError) or error.errno is None:
             raise
@@ -92,7 +98,9 @@ def _check_name(name: Any) -> None:
         )
 
 
-def _open(tfds: Any, name: str, split: str, folder: str, text: str | None) -> Images:
+def _open(
+    tfds: Any, name: str, split: str, folder: str, text: str | None, image_size: int | None
+) -> Images:
     builder = _builder(tfds, name, folder)
     place = str(builder.data_path)
     if not (builder.data_path / "dataset_info.json").exists():
@@ -110,16 +118,21 @@ def _open(tfds: Any, name: str, split: str, folder: str, text: str | None) -> Im
             f"{_command(builder, other)}\n"
             f"and give that directory as `data_dir` or $JAXDIFF_DATA_DIR."
         )
-    shape, class_names = _features(tfds, name, builder.info.features)
+    num_levels = int((builder.info.metadata or {}).get("num_levels", 256))
+    if image_size is not None and num_levels != 256:
+        raise ValueError(
+            f"`image_size` must be left out for {name}: between its {num_levels} levels lie none."
+        )
+    shape, class_names = _features(tfds, name, builder.info.features, image_size)
     fields = ["image"] if class_names is None else ["image", "label"]
     path = texts.find(tfds, name, builder.info.features, text)
     return Images(
         name=name,
         split=split,
-        source=(source := _source(tfds, builder, name, split, fields)),
+        source=(source := _source(tfds, builder, name, split, fields, image_size)),
         num_examples=len(source),
         shape=shape,
-        num_levels=int((builder.info.metadata or {}).get("num_levels", 256)),
+        num_levels=num_levels,
         num_classes=None if class_names is None else len(class_names),
         location=place,
         class_names=class_names,
@@ -164,17 +177,29 @@ def _command(builder: Any, folder: str) -> str:
 
 
 def _features(
-    tfds: Any, name: str, features: Any
+    tfds: Any, name: str, features: Any, image_size: int | None
 ) -> tuple[tuple[int, int, int], tuple[str, ...] | None]:
     """Return the shape (H, W, C) and the names of the classes, None without labels."""
     found = sorted(features) if hasattr(features, "keys") else [str(features)]
     if "image" not in found:
         raise ValueError(f'{name} has no feature "image"; it has {", ".join(found)}.')
     shape, dtype = tuple(features["image"].shape), np.dtype(features["image"].np_dtype)
-    if dtype != np.uint8 or len(shape) != 3 or None in shape:
+    if image_size is not None and len(shape) == 3:
+        shape = (image_size, image_size, examples.shape_of(features["image"])[2])
+    if dtype != np.uint8 or len(shape) != 3:
         raise ValueError(
-            f"The images of {name} must be uint8 of one shape (H, W, C); they are {dtype} of shape "
-            f"{shape}. Resize them first and wrap them by Images.from_arrays."
+            f"The images of {name} must be uint8 of shape (H, W, C); they are {dtype} of shape "
+            f"{shape}. Make them such and wrap them by Images.from_arrays."
+        )
+    if None in shape:
+        raise ValueError(
+            f"`image_size` must be given for {name}, whose images are of many sizes: the side that "
+            "they are resized to."
+        )
+    if image_size is not None and shape[2] not in (1, 3):
+        raise ValueError(
+            f"`image_size` must be left out for {name}: its images have {shape[2]} channels, and "
+            "those of 1 or 3 can be resized."
         )
     label: Any = features["label"] if "label" in found else None
     if isinstance(label, tfds.features.ClassLabel):
@@ -189,7 +214,14 @@ def _texts(tfds: Any, builder: Any, name: str, split: str, path: texts.Path) -> 
     return texts.Texts(source, path, f"{name}/{split}", str(builder.data_path))
 
 
-def _source(tfds: Any, builder: Any, name: str, split: str, fields: Sequence[str]) -> Any:
+def _source(
+    tfds: Any,
+    builder: Any,
+    name: str,
+    split: str,
+    fields: Sequence[str],
+    image_size: int | None = None,
+) -> Any:
     """Return random access to some fields of the records of a split."""
     place, splits = str(builder.data_path), builder.info.splits
     for whole in (part.split("[")[0].strip() for part in split.split("+")):
@@ -205,6 +237,10 @@ def _source(tfds: Any, builder: Any, name: str, split: str, fields: Sequence[str
         reason = (str(error).splitlines() or [""])[-1]
         raise ValueError(f"`split` {split!r} of {name} in {place} is refused: {reason}") from error
     if not isinstance(source, tfds.core.data_sources.array_record.ArrayRecordDataSource):
+        if image_size is not None:
+            raise ValueError(
+                f"`image_size` must be left out for {name}, which is not stored as array_record."
+            )
         return source
-    decode = examples.decoder(tfds, builder.info.features, fields)
+    decode = examples.decoder(tfds, builder.info.features, fields, image_size)
     return Shards(list(shards_of(tfds, source)), decode, f"{name}/{split}", place)
