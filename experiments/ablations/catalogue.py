@@ -249,7 +249,6 @@ _TOLD: dict[str, Any] = {
     **vars(denoiser.PRESETS["relations"]),
     "text_attention": "cross",  # the preset as it was before `binding` asked
     "pooled_text": True,
-    "num_steps": 5000,
     "guidance_scale": 3.0,
 }
 _TOLD_SMOKE: dict[str, Any] = {

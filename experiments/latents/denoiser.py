@@ -106,7 +106,7 @@ class Config:
 
 PRESETS = {
     "full": Config(),
-    "relations": Config(num_steps=1500, text_attention="joint", pooled_text=False),
+    "relations": Config(num_steps=5000, text_attention="joint", pooled_text=False),
     "smoke": Config(
         width=64,
         depth=2,
