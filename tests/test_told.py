@@ -194,7 +194,7 @@ def test_latents_are_those_of_the_scenes_and_decode_to_pictures():
 
 @pytest.mark.slow
 def test_guidance_and_no_guidance_draw_pictures_of_all_prompts():
-    axes = {"guidance_scale": (2.0, 1.0)}
+    axes = {"guidance_scale": (3.0, 1.0)}
     ablation = Ablation("", told.WORLD, SMOKE, axes, ("obeyed_two", "bound_shapes"), seeds=2)
     (group,) = groups(ablation)
     rows = judging.run_group(ablation, group)["rows"]
