@@ -415,7 +415,7 @@ def test_what_members_share_is_what_each_would_have_of_its_own():
 
 
 def test_what_was_committed_is_sound_and_its_tables_are_those_of_its_groups():
-    assert len(COMMITTED) == 6
+    assert len(COMMITTED) == 8
     for folder in COMMITTED:
         _, ablation = ablate.reopen(folder, None)
         results = store.read_groups(folder, ablation)

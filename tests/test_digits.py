@@ -287,7 +287,7 @@ def test_a_run_whose_data_moved_is_judged_where_they_are(trained, capsys, tmp_pa
     config = dataclasses.replace(PRESETS["smoke"], data="mnist", data_dir=str(tmp_path / "gone"))
     seen = []
 
-    def load(name, split, *, data_dir):
+    def load(name, split, *, data_dir, image_size):
         seen.append(data_dir)
         raise NotPreparedError(f"{name} is not prepared in {data_dir}: say by `data_dir`")
 

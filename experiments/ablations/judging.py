@@ -121,7 +121,8 @@ def environment() -> dict[str, Any]:
 
 def is_repeatable(environment: dict[str, Any]) -> bool:
     """Whether what ran in an environment has the same bits when it runs there again."""
-    return "(gpu)" not in environment["device"] or DETERMINISTIC in environment["xla_flags"]
+    flags = environment.get("xla_flags", "")
+    return "(gpu)" not in environment.get("device", "") or DETERMINISTIC in flags
 
 
 def _processor() -> str | None:
