@@ -272,9 +272,7 @@ def test_a_set_without_the_split_that_judges_is_refused_by_the_option(tiny, monk
     from experiments.images import model as image_model
 
     config = image_model.Config(data="tiny", data_dir=str(tiny[0]))
-    said = (
-        "--eval-split: `split` must be one of train of tiny.* Say by --eval-split which one judges"
-    )
+    said = "--eval-split: `split` must be one of train of tiny.* Say by which .* --no-evaluate"
     with pytest.raises(Refusal, match=said):
         image_model.open_images(config, "test", "--eval-split")
     monkeypatch.setenv("JAXDIFF_DATA_DIR", str(tiny[0]))

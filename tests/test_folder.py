@@ -342,7 +342,7 @@ def harm_nothing(path):
         (harm_nothing, ("--data", "photos"), "If the folder photos is meant, give --image-size"),
         (harm_nothing, ("--data", "./photos"), "--image-size must be given"),
         (harm_nothing, ("--data", "imagefolder"), "On the command line: --data DIR --image-size"),
-        (harm_nothing, ("--data", "none", "--image-size", 8), "Nor is there a folder"),
+        (harm_nothing, ("--data", "none", "--image-size", 8), "there is no folder"),
         (harm_nothing, ("--data", "./none", "--image-size", 8), "--data: `path` must be a folder"),
         (
             harm_nothing,
@@ -353,7 +353,7 @@ def harm_nothing(path):
         (
             harm_nothing,
             ("--data", "photos", "--image-size", 8, "--eval-split", "valid"),
-            "one of train, test, all; got 'valid'. Say by --eval-split which one judges",
+            "`split` must be one of train, test, all; got 'valid'. Say by which split",
         ),
         (text, ("--data", "photos", "--image-size", 8), "notes.txt cannot be read as"),
         (truncated, ("--data", "photos", "--image-size", 8), "cut.jpg cannot be read as"),

@@ -146,7 +146,7 @@ def test_an_axis_that_changes_nothing_is_refused(base, axes, match):
         ({"scene_shares": (0.5, 0.4, 0.0)}, "--scene-shares.*sum to 1"),
         ({"drop_cond": 0.0}, "--guidance-scale must be 1"),
         ({"space": "pixels"}, "--space must be latents"),
-        ({"network": "unet", "text_attention": "joint"}, "--text-attention must be cross"),
+        ({"network": "unet", "text_attention": "joint"}, "--text-attention joint"),
         ({"num_scenes": 8}, "--num-scenes must be at least 32"),
         ({"sampler": "adaptive"}, "chooses its own number of calls"),
     ],

@@ -44,8 +44,7 @@ def check(config: Config, train: data.Images, held_out: data.Images | None) -> N
             print(f"{images.title} has no image of label {names}.", file=sys.stderr)
     if held_out is None:
         return
-    if is_trained_on(held_out):
-        print(f"--eval-split {held_out.split} judges by images trained on.", file=sys.stderr)
+    warn_if_trained_on(held_out)
     if held_out.description != train.description:
         raise Refusal(
             f"--eval-split {held_out.split} must hold such images as {train.split} does, "
@@ -60,6 +59,12 @@ def check(config: Config, train: data.Images, held_out: data.Images | None) -> N
             f"--mixture-components must be at most the {len(train)} training images; got "
             f"{' '.join(map(str, components))}. Without a number no mixture is fitted."
         )
+
+
+def warn_if_trained_on(held_out: data.Images) -> None:
+    """Say it on stderr where a split that judges is trained on."""
+    if is_trained_on(held_out):
+        print(f"--eval-split {held_out.split} judges by images trained on.", file=sys.stderr)
 
 
 def is_trained_on(images: data.Images) -> bool:

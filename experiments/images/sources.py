@@ -14,6 +14,8 @@ from jaxdiff import data
 
 FOLDER = "folder"
 """What `data` says where `data_dir` is a folder of images."""
+NO_SPLIT = " Say by which split to judge, or train with --no-evaluate."
+"""What would do where there is no split that judges."""
 
 
 def absolute(data_dir: str | None) -> str | None:
@@ -46,7 +48,12 @@ def placed(config: Any) -> Any:
 
 
 def open_images(
-    config: Any, split: str, option: str = "", *, recorded: bool = False
+    config: Any,
+    split: str,
+    option: str = "",
+    *,
+    recorded: bool = False,
+    no_split: str = NO_SPLIT,
 ) -> data.Images:
     """Open a split of the config's images, or refuse.
 
@@ -56,6 +63,7 @@ def open_images(
         option: the one that chose the split, if one did.
         recorded: whether the config's folder is that of an earlier start: where it is gone,
             $JAXDIFF_DATA_DIR says where the data are now.
+        no_split: what would do where the split that the option chose is not there.
 
     Raises:
         Refusal: naming the option, what was got and the remedy.
@@ -77,7 +85,8 @@ def open_images(
             return data.load_folder(folder, config.image_size, split=split)
     except Refusal as refusal:
         said = str(refusal).replace("`data_dir`", "--data-dir")
-        remedy = _remedy(config, option, said, recorded=recorded)
+        of_split = option and said.startswith(option)
+        remedy = no_split if of_split else _remedy(config, said, recorded=recorded)
         raise Refusal(said + remedy) from refusal.__cause__
     except OSError as error:
         raise Refusal(f"--data-dir {folder}: {error}") from error
@@ -91,15 +100,13 @@ def _moved(config: Any, folder: str) -> str | None:
     return None if config.data != FOLDER else os.path.join(now, os.path.basename(folder))
 
 
-def _remedy(config: Any, option: str, said: str, *, recorded: bool) -> str:
-    if option and said.startswith(option):
-        return f" Say by {option} which one judges."
+def _remedy(config: Any, said: str, *, recorded: bool) -> str:
     if recorded and config.data == FOLDER and "there is no folder" in said:
         return " If it was moved, say by $JAXDIFF_DATA_DIR which folder holds it now."
     if "load_folder" in said:
         return " On the command line: --data DIR --image-size N."
+    if said.startswith("--data:") and os.path.isdir(config.data):
+        return f" If the folder {config.data} is meant, give --image-size."
     if said.startswith("--data: `name` must be known"):
-        if os.path.isdir(config.data):
-            return f" If the folder {config.data} is meant, give --image-size."
-        return f" Nor is there a folder {absolute(config.data)}."
+        return f" And there is no folder {absolute(config.data)}."
     return ""

@@ -126,7 +126,9 @@ def check(config: Config) -> None:
     """Refuse a config whose values cannot be meant."""
     options.judge(config)
     if config.network == "unet" and config.text_attention != "cross":
-        raise Refusal("--text-attention must be cross with --network unet; got joint.")
+        raise Refusal(
+            "--text-attention joint needs --network dit; unet takes --text-attention cross."
+        )
 
 
 def check_scale(config: Config, scale: float) -> None:

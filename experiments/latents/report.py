@@ -96,8 +96,7 @@ def _summary(trained: Trained, results: Mapping[str, Any]) -> str:
     if "bits_per_dim" in results:
         what = "of pixels, given the caption"
         what += "" if trained.config.space == "pixels" else ", an upper bound"
-        value = f"{results['bits_per_dim']:.3f} ± {results['bits_per_dim_stderr']:.3f}"
-        lines.append(f"| bits per dimension {what} | {value} |")
+        lines.append(f"| bits per dimension {what} | {_bits(results)} |")
     if "latent_bits_per_dim" in results:
         of = results["latent_bits_per_dim"], results["decoder_bits_per_dim"]
         lines.append(f"| of these in latents, in the decoder | {of[0]:.3f}, {of[1]:.3f} |")
@@ -140,6 +139,10 @@ def _obeyed_table(results: Mapping[str, Any], best: float) -> str:
 
 def _kind(name: str) -> str:
     return next((p for p in ("two_objects_", "several_objects_") if name.startswith(p)), "")
+
+
+def _bits(results: Mapping[str, Any]) -> str:
+    return f"{results['bits_per_dim']:.3f} ± {results['bits_per_dim_stderr']:.3f}"
 
 
 def _percent(found: Mapping[str, float], factor: str) -> str:
@@ -198,8 +201,7 @@ def _figures(results: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     if "bits_per_dim" in results:
         most = "at most " if "latent_bits_per_dim" in results else ""
-        value = f"{results['bits_per_dim']:.3f} ± {results['bits_per_dim_stderr']:.3f}"
-        found["bits per dimension of pixels, given the caption"] = most + value
+        found["bits per dimension of pixels, given the caption"] = most + _bits(results)
     if "frechet" in results:
         found["Fréchet distance of pictures"] = f"{results['frechet']:.3f}"
     if "best_guidance_scale" in results:

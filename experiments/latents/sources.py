@@ -1,7 +1,6 @@
 """Pictures with captions, as a config says them: scenes, a folder, or a prepared data set."""
 
 import concurrent.futures
-import sys
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -101,7 +100,9 @@ def open_pictures(config: Any, part: Part, *, recorded: bool = False) -> Caption
     if config.data == SCENES:
         return scenes_of(config, part)
     split, option = (config.eval_split, "--eval-split") if part == "test" else ("train", "")
-    images = image_sources.open_images(config, split, option, recorded=recorded)
+    images = image_sources.open_images(
+        config, split, option, recorded=recorded, no_split=" Say by which split to judge."
+    )
     try:
         images.captions(np.arange(1))
     except ValueError as error:
@@ -112,8 +113,8 @@ def open_pictures(config: Any, part: Part, *, recorded: bool = False) -> Caption
 def open_held_out(config: Any) -> Captioned:
     """Open the pictures that judge, at a start; say it on stderr if some are trained on."""
     held_out = open_pictures(config, "test", recorded=True)
-    if isinstance(held_out, data.Images) and image_data.is_trained_on(held_out):
-        print(f"--eval-split {held_out.split} judges by images trained on.", file=sys.stderr)
+    if isinstance(held_out, data.Images):
+        image_data.warn_if_trained_on(held_out)
     return held_out
 
 
